@@ -1,0 +1,1 @@
+"""Generated from protos/duostore/v1 by `make generate`."""

@@ -1,0 +1,1 @@
+"""Duostore's server: memcached, DynamoDB and Aurora PostgreSQL behind one gRPC API."""

@@ -1,0 +1,65 @@
+"""How long a caller is still waiting."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, Self
+
+from duostore_server.domain.errors import DeadlineExceededError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Kept back from every store call, so that its answer can still travel.
+MARGIN_SECONDS: Final = 0.020
+
+
+def _never() -> bool:
+    return False
+
+
+class Deadline:
+    """The moment after which nobody waits for an answer any more.
+
+    ``cancelled`` tells whether the caller has gone before that moment. Times are
+    seconds of ``clock``, which must be monotonic.
+    """
+
+    __slots__ = ("_at", "_cancelled", "_clock")
+
+    def __init__(
+        self,
+        at: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        cancelled: Callable[[], bool] = _never,
+    ) -> None:
+        self._at = at
+        self._clock = clock
+        self._cancelled = cancelled
+
+    @classmethod
+    def after(
+        cls,
+        seconds: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        cancelled: Callable[[], bool] = _never,
+    ) -> Self:
+        """Return the deadline that is ``seconds`` away."""
+        return cls(clock() + seconds, clock=clock, cancelled=cancelled)
+
+    def remaining(self) -> float:
+        """Return the seconds left; negative once the deadline has passed."""
+        return self._at - self._clock()
+
+    def bound(self, own: float) -> float:
+        """Return the timeout of a store call: ``own``, or what is left less a margin.
+
+        Raises ``DeadlineExceededError`` if nothing is left or the caller has gone:
+        call it just before the work that must not begin in vain.
+        """
+        left = min(own, self._at - self._clock() - MARGIN_SECONDS)
+        if left <= 0 or self._cancelled():
+            raise DeadlineExceededError
+        return left

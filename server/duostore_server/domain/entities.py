@@ -1,0 +1,150 @@
+"""Entities as the stores hold them, and changes to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from duostore_server.domain.documents import JsonObject
+    from duostore_server.domain.errors import Store
+    from duostore_server.domain.keys import EntityKey
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """One version of an entity, as the authority holds it.
+
+    ``version`` starts at 1. ``data`` is None if this version is a deletion (a
+    tombstone). Times are aware and in UTC.
+    """
+
+    key: EntityKey
+    version: int
+    data: JsonObject | None
+    create_time: datetime
+    update_time: datetime
+
+
+class Form(Enum):
+    """What a projection holds of a version."""
+
+    VALUE = "value"
+    TOMBSTONE = "tombstone"
+    STUB = "stub"
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A version of an entity as DynamoDB holds it.
+
+    ``payload`` is the serialized ``duostore.v1.Entity`` for ``Form.VALUE`` and
+    None otherwise. ``Form.STUB`` says that this version exists but has to be read
+    from the authority: it was too large for DynamoDB, or cannot be read there.
+    """
+
+    version: int
+    form: Form
+    payload: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """What the cache remembers of a key.
+
+    ``payload`` is the serialized ``duostore.v1.Entity``, or None: the entity is
+    known to be absent, with ``version`` that of its tombstone, or 0 if it never
+    existed. ``cached_time`` is when it was filled, aware and in UTC.
+    """
+
+    version: int
+    payload: bytes | None
+    cached_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to fill a vacant cache entry. ``nonce`` is 16 random bytes, never reused."""
+
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class IfVersion:
+    """Precondition: the entity exists with this version."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class IfAbsent:
+    """Precondition: the entity does not exist or is deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A Save (``data`` set) or a Delete (``data`` None) of one entity.
+
+    A Delete without precondition still requires that the entity exists.
+    ``due_after`` is how long the in-line projection has before the projector
+    takes the change up.
+    """
+
+    key: EntityKey
+    data: JsonObject | None
+    precondition: IfVersion | IfAbsent | None
+    due_after: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A committed change. ``outbox_id`` names the outbox row that it left."""
+
+    entity: Entity
+    outbox_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """A key whose current version may not have reached the projection and the cache.
+
+    ``id`` is new with each change to the key, so that completing an older id
+    cannot take away a newer obligation.
+    """
+
+    id: int
+    key: EntityKey
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How much the outbox holds: rows, and the age in seconds of the oldest (0 if empty)."""
+
+    depth: int
+    oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The answer to a read: a version, where it came from and, unless absent, its payload.
+
+    ``payload`` is the serialized ``duostore.v1.Entity``, or None if the entity
+    does not exist (version 0) or is deleted (its tombstone's version).
+    ``cached_time`` is set if ``served_from`` is the cache.
+    """
+
+    version: int
+    payload: bytes | None
+    served_from: Store
+    cached_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The answer to a write. ``projected``: every read that starts from now on sees it."""
+
+    entity: Entity
+    projected: bool

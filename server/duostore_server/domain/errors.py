@@ -1,0 +1,180 @@
+"""What can go wrong, as types. ``rpc.status`` turns them into status codes, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+class Store(Enum):
+    """A store behind the service; the value is its name in metrics, health and errors."""
+
+    CACHE = "cache"
+    DYNAMODB = "dynamodb"
+    AURORA = "aurora"
+
+
+class Reason(Enum):
+    """Why a call failed: ``duostore.v1.ErrorReason`` without its prefix."""
+
+    INVALID_REQUEST = "INVALID_REQUEST"
+    ENTITY_NOT_FOUND = "ENTITY_NOT_FOUND"
+    ENTITY_EXISTS = "ENTITY_EXISTS"
+    VERSION_MISMATCH = "VERSION_MISMATCH"
+    MIN_VERSION_NOT_REACHED = "MIN_VERSION_NOT_REACHED"
+    STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
+    WRITE_OUTCOME_UNKNOWN = "WRITE_OUTCOME_UNKNOWN"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    OVERLOADED = "OVERLOADED"
+    INTERNAL = "INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field of a request and what is wrong with it, both fit for the caller's eyes."""
+
+    field: str
+    description: str
+
+
+class DuostoreError(Exception):
+    """A failure that the caller may know of. Its text is fit for the caller's eyes."""
+
+    reason: ClassVar[Reason]
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Details for programs, sent as ``ErrorInfo.metadata``."""
+        return {}
+
+
+class InvalidRequestError(DuostoreError):
+    """The request cannot be accepted as it is. Lists everything that is wrong with it."""
+
+    reason = Reason.INVALID_REQUEST
+
+    def __init__(self, violations: Iterable[FieldViolation]) -> None:
+        self.violations = tuple(violations)
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in self.violations))
+
+
+class EntityNotFoundError(DuostoreError):
+    """The entity does not exist (``version`` 0) or is deleted (its tombstone's version)."""
+
+    reason = Reason.ENTITY_NOT_FOUND
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        super().__init__("the entity is deleted" if version else "the entity does not exist")
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return {"version": str(self.version)}
+
+
+class EntityExistsError(DuostoreError):
+    """``if_absent`` does not hold: the entity exists with ``version``."""
+
+    reason = Reason.ENTITY_EXISTS
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        super().__init__(f"the entity exists, with version {version}")
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return {"version": str(self.version)}
+
+
+class VersionMismatchError(DuostoreError):
+    """``if_version`` does not hold. ``version`` is 0 if the entity does not exist."""
+
+    reason = Reason.VERSION_MISMATCH
+
+    def __init__(self, expected: int, version: int) -> None:
+        self.expected = expected
+        self.version = version
+        found = f"it has version {version}" if version else "it does not exist"
+        super().__init__(f"expected the entity at version {expected}, but {found}")
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return {"expected": str(self.expected), "version": str(self.version)}
+
+
+class MinVersionNotReachedError(DuostoreError):
+    """Even the authority holds an older version than the caller says to have seen."""
+
+    reason = Reason.MIN_VERSION_NOT_REACHED
+
+    def __init__(self, min_version: int, version: int) -> None:
+        self.min_version = min_version
+        self.version = version
+        super().__init__(
+            f"min_version is {min_version}, but the newest version of the entity is {version}; "
+            "was the token taken from another entity or deployment?"
+        )
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return {"min_version": str(self.min_version), "version": str(self.version)}
+
+
+class StoreError(DuostoreError):
+    """A store did not do its part."""
+
+    def __init__(self, store: Store, message: str) -> None:
+        self.store = store
+        super().__init__(message)
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return {"store": self.store.value}
+
+
+class StoreUnavailableError(StoreError):
+    """A store cannot be reached or refuses work. Of a write: it was not applied."""
+
+    reason = Reason.STORE_UNAVAILABLE
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store, f"{store.value} cannot be reached; try again")
+
+
+class StoreTimeoutError(StoreUnavailableError):
+    """A store did not answer within its own timeout. Only raised where nothing was written."""
+
+
+class StoreOverloadedError(StoreError):
+    """A store, or our bounded share of it, has no room for this call. Nothing was done."""
+
+    reason = Reason.OVERLOADED
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store, f"{store.value} has more work than it can take; try again later")
+
+
+class WriteOutcomeUnknownError(StoreError):
+    """A write was sent and its answer lost: it may or may not have been applied."""
+
+    reason = Reason.WRITE_OUTCOME_UNKNOWN
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(
+            store,
+            f"the answer of {store.value} was lost: the write may or may not have been applied; "
+            "read the entity before you repeat it",
+        )
+
+
+class DeadlineExceededError(DuostoreError):
+    """The caller's deadline passed, or the caller went away."""
+
+    reason = Reason.DEADLINE_EXCEEDED
+
+    def __init__(self) -> None:
+        super().__init__("the deadline of the call passed before it was finished")

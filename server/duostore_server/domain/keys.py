@@ -1,0 +1,64 @@
+"""The name of an entity, and what may be one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from duostore_server.domain.errors import FieldViolation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_TENANT_BYTES: Final = 64
+MAX_KIND_BYTES: Final = 64
+MAX_ID_BYTES: Final = 512
+
+# C0 and C1 control characters and DEL. They name nothing that a person could
+# read or type, and NUL cannot be stored by PostgreSQL at all.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True, slots=True)
+class EntityKey:
+    """Names one entity; unique in a deployment.
+
+    ``tenant`` may be empty. ``str(key)`` is ``tenant#kind#id``, which is
+    unambiguous since neither tenant nor kind may hold a ``#``.
+    """
+
+    tenant: str
+    kind: str
+    id: str
+
+    def __str__(self) -> str:
+        """Return ``tenant#kind#id``, the primary key of the projection."""
+        return f"{self.tenant}#{self.kind}#{self.id}"
+
+
+def key_violations(key: EntityKey, field: str) -> Iterator[FieldViolation]:
+    """Yield all that is wrong with a key, each problem under ``field.part``.
+
+    Whether the kind is configured is not looked at: see ``Policies``.
+    """
+    yield from _part(key.tenant, f"{field}.tenant", MAX_TENANT_BYTES, empty_ok=True, hash_ok=False)
+    yield from _part(key.kind, f"{field}.kind", MAX_KIND_BYTES, empty_ok=False, hash_ok=False)
+    yield from _part(key.id, f"{field}.id", MAX_ID_BYTES, empty_ok=False, hash_ok=True)
+
+
+def _part(
+    text: str, field: str, limit: int, *, empty_ok: bool, hash_ok: bool
+) -> Iterator[FieldViolation]:
+    if not text and not empty_ok:
+        yield FieldViolation(field, f"must not be empty (1 to {limit} bytes of UTF-8)")
+    size = len(text.encode())
+    if size > limit:
+        yield FieldViolation(field, f"has {size} bytes of UTF-8; at most {limit} are allowed")
+    if found := _CONTROL.search(text):
+        yield FieldViolation(
+            field,
+            f"holds the control character U+{ord(found[0]):04X} at position {found.start()}",
+        )
+    if not hash_ok and "#" in text:
+        yield FieldViolation(field, "must not hold '#'")

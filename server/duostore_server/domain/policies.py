@@ -1,0 +1,71 @@
+"""What the configuration says of each kind of entity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from duostore_server.domain.errors import FieldViolation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from duostore_server.domain.documents import JsonObject
+    from duostore_server.domain.keys import EntityKey
+
+# An inline change falls due for the projector after this long, so that the
+# request that made it normally gets there first.
+INLINE_DUE_AFTER: Final = timedelta(seconds=1)
+
+
+class ProjectionMode(Enum):
+    """Who projects a change: the request that made it, or the projector alone."""
+
+    INLINE = "inline"
+    ASYNC = "async"
+
+
+def _accept_all(_: JsonObject) -> Iterator[FieldViolation]:
+    return iter(())
+
+
+@dataclass(frozen=True, slots=True)
+class KindPolicy:
+    """How entities of one kind are kept.
+
+    Times are seconds. ``max_bytes`` bounds the document as compact JSON in UTF-8.
+    ``schema_violations`` yields all that a document breaks of the kind's JSON
+    Schema, with fields below ``data``.
+    """
+
+    cache_ttl: float
+    absent_ttl: float
+    projection: ProjectionMode
+    max_bytes: int
+    schema_violations: Callable[[JsonObject], Iterable[FieldViolation]] = _accept_all
+
+    @property
+    def due_after(self) -> timedelta:
+        """Return when a change falls due for the projector, counted from its commit."""
+        return INLINE_DUE_AFTER if self.projection is ProjectionMode.INLINE else timedelta()
+
+
+class Policies:
+    """The kinds of a deployment."""
+
+    def __init__(self, kinds: Mapping[str, KindPolicy]) -> None:
+        self._kinds = dict(kinds)
+
+    def of(self, key: EntityKey) -> KindPolicy:
+        """Return the policy of a key whose kind was found to be configured."""
+        return self._kinds[key.kind]
+
+    def violations(self, key: EntityKey, field: str) -> Iterator[FieldViolation]:
+        """Yield a violation if the key's kind is not configured."""
+        if key.kind and key.kind not in self._kinds:
+            known = ", ".join(sorted(self._kinds)) or "none"
+            yield FieldViolation(
+                f"{field}.kind", f"{key.kind!r} is not a configured kind (configured: {known})"
+            )
