@@ -45,11 +45,13 @@ class DuostoreError(Exception):
     """A failure that the caller may know of. Its text is fit for the caller's eyes."""
 
     reason: ClassVar[Reason]
+    # The attributes that programs are told of.
+    details: ClassVar[tuple[str, ...]] = ()
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """Details for programs, sent as ``ErrorInfo.metadata``."""
-        return {}
+        """Return the details for programs, sent as ``ErrorInfo.metadata``."""
+        return {name: str(getattr(self, name)) for name in self.details}
 
 
 class InvalidRequestError(DuostoreError):
@@ -66,34 +68,29 @@ class EntityNotFoundError(DuostoreError):
     """The entity does not exist (``version`` 0) or is deleted (its tombstone's version)."""
 
     reason = Reason.ENTITY_NOT_FOUND
+    details = ("version",)
 
     def __init__(self, version: int) -> None:
         self.version = version
         super().__init__("the entity is deleted" if version else "the entity does not exist")
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return {"version": str(self.version)}
 
 
 class EntityExistsError(DuostoreError):
     """``if_absent`` does not hold: the entity exists with ``version``."""
 
     reason = Reason.ENTITY_EXISTS
+    details = ("version",)
 
     def __init__(self, version: int) -> None:
         self.version = version
         super().__init__(f"the entity exists, with version {version}")
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return {"version": str(self.version)}
 
 
 class VersionMismatchError(DuostoreError):
     """``if_version`` does not hold. ``version`` is 0 if the entity does not exist."""
 
     reason = Reason.VERSION_MISMATCH
+    details = ("expected", "version")
 
     def __init__(self, expected: int, version: int) -> None:
         self.expected = expected
@@ -101,15 +98,12 @@ class VersionMismatchError(DuostoreError):
         found = f"it has version {version}" if version else "it does not exist"
         super().__init__(f"expected the entity at version {expected}, but {found}")
 
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return {"expected": str(self.expected), "version": str(self.version)}
-
 
 class MinVersionNotReachedError(DuostoreError):
     """Even the authority holds an older version than the caller says to have seen."""
 
     reason = Reason.MIN_VERSION_NOT_REACHED
+    details = ("min_version", "version")
 
     def __init__(self, min_version: int, version: int) -> None:
         self.min_version = min_version
@@ -118,10 +112,6 @@ class MinVersionNotReachedError(DuostoreError):
             f"min_version is {min_version}, but the newest version of the entity is {version}; "
             "was the token taken from another entity or deployment?"
         )
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return {"min_version": str(self.min_version), "version": str(self.version)}
 
 
 class StoreError(DuostoreError):
@@ -133,6 +123,7 @@ class StoreError(DuostoreError):
 
     @property
     def metadata(self) -> Mapping[str, str]:
+        """Return the name of the store."""
         return {"store": self.store.value}
 
 
