@@ -137,7 +137,10 @@ class StoreUnavailableError(StoreError):
 
 
 class StoreTimeoutError(StoreUnavailableError):
-    """A store did not answer within its own timeout. Only raised where nothing was written."""
+    """A store did not answer within its timeout.
+
+    Of ``Authority.write``: nothing was written. Of writes that are safe to repeat: it may be.
+    """
 
 
 class StoreOverloadedError(StoreError):
