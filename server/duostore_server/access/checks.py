@@ -1,0 +1,85 @@
+"""Refuses what cannot be accepted, naming every field at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from duostore_server.domain.documents import compact_json, document_violations, normalized
+from duostore_server.domain.errors import FieldViolation, InvalidRequestError
+from duostore_server.domain.keys import key_violations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from duostore_server.domain.documents import JsonObject
+    from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.policies import KindPolicy, Policies
+
+MAX_BATCH_KEYS: Final = 500
+# A document may break its schema at every field; nobody reads further than this.
+MAX_VIOLATIONS: Final = 100
+
+
+class Checks:
+    """Checks requests against the configured kinds; raises ``InvalidRequestError``."""
+
+    def __init__(self, policies: Policies) -> None:
+        self._policies = policies
+
+    def key(self, key: EntityKey, *others: FieldViolation) -> None:
+        """Accept a key whose parts are well-formed and whose kind is configured."""
+        _refuse((*self._key(key, "key"), *others))
+
+    def batch(self, keys: Sequence[EntityKey]) -> None:
+        """Accept 1 to 500 acceptable keys, none of them twice."""
+        _refuse(self._batch(keys))
+
+    def document(
+        self, key: EntityKey, data: JsonObject | None, *others: FieldViolation
+    ) -> JsonObject:
+        """Accept an acceptable key and a document that its kind allows; return it normalized."""
+        _refuse((*self._key(key, "key"), *others, *_document(data)))
+        document: JsonObject = normalized(data)
+        _refuse(_of_kind(document, self._policies.of(key)))
+        return document
+
+    def _key(self, key: EntityKey, field: str) -> Iterator[FieldViolation]:
+        yield from key_violations(key, field)
+        yield from self._policies.violations(key, field)
+
+    def _batch(self, keys: Sequence[EntityKey]) -> Iterator[FieldViolation]:
+        if not 1 <= len(keys) <= MAX_BATCH_KEYS:
+            yield FieldViolation("keys", f"has {len(keys)} keys; 1 to {MAX_BATCH_KEYS} are allowed")
+            return
+        first: dict[EntityKey, int] = {}
+        for index, key in enumerate(keys):
+            yield from self._key(key, f"keys[{index}]")
+            if (earlier := first.setdefault(key, index)) != index:
+                yield FieldViolation(f"keys[{index}]", f"is the same key as keys[{earlier}]")
+
+
+def _document(data: JsonObject | None) -> Iterator[FieldViolation]:
+    if data is None:
+        yield FieldViolation("data", "is required")
+    else:
+        yield from document_violations(data, "data")
+
+
+def _of_kind(document: JsonObject, policy: KindPolicy) -> Iterator[FieldViolation]:
+    size = len(compact_json(document).encode())
+    if size > policy.max_bytes:
+        yield FieldViolation(
+            "data", f"has {size} bytes as compact JSON; its kind allows {policy.max_bytes}"
+        )
+    yield from policy.schema_violations(document)
+
+
+def _refuse(violations: Iterable[FieldViolation]) -> None:
+    listed: list[FieldViolation] = []
+    for violation in violations:
+        if len(listed) == MAX_VIOLATIONS:
+            listed.append(FieldViolation("", f"there are more than {MAX_VIOLATIONS} violations"))
+            break
+        listed.append(violation)
+    if listed:
+        raise InvalidRequestError(listed)

@@ -1,0 +1,309 @@
+"""Get and BatchGet: the cache, then DynamoDB, then Aurora, re-projecting on the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from duostore_server.access.propagation import projection_of
+from duostore_server.domain.entities import Cached, Form, Lease, Reading
+from duostore_server.domain.errors import (
+    DeadlineExceededError,
+    EntityNotFoundError,
+    FieldViolation,
+    MinVersionNotReachedError,
+    Store,
+    StoreError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from datetime import datetime
+
+    from duostore_server.access.checks import Checks
+    from duostore_server.access.flights import Flights
+    from duostore_server.domain.deadline import Deadline
+    from duostore_server.domain.entities import Entity, Projection
+    from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.policies import Policies
+    from duostore_server.domain.ports import Authority, Cache, Projections
+
+# How long to wait between two looks for the value that another caller fetches.
+_FIRST_PAUSES: Final = (0.005, 0.010, 0.020)
+_LATER_PAUSE: Final = 0.050
+
+_ABSENT: Final = Reading(0, None, Store.AURORA)
+
+
+def lease_pauses(patience: float) -> tuple[float, ...]:
+    """Return the pauses, in seconds, that together wait about ``patience`` for a lease."""
+    later = round((patience - sum(_FIRST_PAUSES)) / _LATER_PAUSE)
+    return (*_FIRST_PAUSES, *[_LATER_PAUSE] * later)
+
+
+@dataclass(slots=True)
+class _Look:
+    """What the cache says of the keys that were asked for."""
+
+    readings: dict[EntityKey, Reading] = field(default_factory=dict)
+    vacant: list[EntityKey] = field(default_factory=list)
+    # Somebody else fetches these.
+    leased: list[EntityKey] = field(default_factory=list)
+    # The cache cannot serve these: it is out of reach, or behind min_version.
+    passed: list[EntityKey] = field(default_factory=list)
+    outdated: dict[EntityKey, int] = field(default_factory=dict)
+
+
+class Reader:
+    """Reads entities by the protocol that keeps the three stores in step.
+
+    Three guards make a filled entry safe: it is filled under a lease that every
+    invalidation takes away; the source is read after the lease was won, strongly
+    consistent; and only a version that DynamoDB already holds is filled.
+    """
+
+    def __init__(
+        self,
+        *,
+        authority: Authority,
+        projections: Projections,
+        cache: Cache,
+        policies: Policies,
+        checks: Checks,
+        flights: Flights,
+        encode: Callable[[Entity], bytes],
+        pauses: Sequence[float],
+        pause: Callable[[float], None],
+        jitter: Callable[[], float],
+        now: Callable[[], datetime],
+        served: Callable[[str, Store], None],
+    ) -> None:
+        """``jitter`` returns the part of a TTL to use, at most 1; ``served`` counts answers."""
+        self._authority = authority
+        self._projections = projections
+        self._cache = cache
+        self._policies = policies
+        self._checks = checks
+        self._flights = flights
+        self._encode = encode
+        self._pauses = tuple(pauses)
+        self._patience = sum(pauses)
+        self._pause = pause
+        self._jitter = jitter
+        self._now = now
+        self._served = served
+
+    def get(
+        self, key: EntityKey, deadline: Deadline, *, min_version: int = 0, strong: bool = False
+    ) -> Reading:
+        """Return the entity with its payload.
+
+        Raises ``EntityNotFoundError``; ``MinVersionNotReachedError`` if not even the
+        authority has ``min_version``; ``StoreUnavailableError`` if no store that may
+        answer can be reached.
+        """
+        self._checks.key(key, *_min_version_violations(min_version))
+        if strong:
+            reading = self._read_authority(key, deadline)
+        else:
+            reading = self._get(key, min_version, deadline)
+        self._served(key.kind, reading.served_from)
+        if reading.version < min_version:
+            raise MinVersionNotReachedError(min_version, reading.version)
+        if reading.payload is None:
+            raise EntityNotFoundError(reading.version)
+        return reading
+
+    def batch_get(
+        self, keys: Sequence[EntityKey], deadline: Deadline
+    ) -> Mapping[EntityKey, Reading]:
+        """Return a reading of every key; absent entities have no payload."""
+        self._checks.batch(keys)
+        readings = self._finish(self._look(keys, 0), 0, deadline)
+        for key, reading in readings.items():
+            self._served(key.kind, reading.served_from)
+        return readings
+
+    def _get(self, key: EntityKey, min_version: int, deadline: Deadline) -> Reading:
+        look = self._look((key,), min_version)
+        if look.readings:
+            return look.readings[key]
+        if look.passed:
+            return self._finish(look, min_version, deadline)[key]
+        with self._flights.join(key, deadline.bound(self._patience)) as first:
+            if not first:
+                look = self._look((key,), min_version)
+            return self._finish(look, min_version, deadline)[key]
+
+    def _read_authority(self, key: EntityKey, deadline: Deadline) -> Reading:
+        row = self._authority.read((key,), deadline).get(key)
+        if row is None:
+            return _ABSENT
+        return Reading(row.version, projection_of(row, self._encode).payload, Store.AURORA)
+
+    def _look(self, keys: Collection[EntityKey], min_version: int) -> _Look:
+        look = _Look()
+        try:
+            entries = self._cache.read(keys)
+        except StoreError:
+            look.passed.extend(keys)
+            return look
+        for key in keys:
+            entry = entries.get(key)
+            if entry is None:
+                look.vacant.append(key)
+            elif isinstance(entry, Lease):
+                look.leased.append(key)
+            elif entry.version >= min_version:
+                look.readings[key] = Reading(
+                    entry.version, entry.payload, Store.CACHE, entry.cached_time
+                )
+            else:
+                look.passed.append(key)
+                look.outdated[key] = entry.version
+        return look
+
+    def _finish(
+        self, look: _Look, min_version: int, deadline: Deadline
+    ) -> dict[EntityKey, Reading]:
+        """Answer every key of a look: fetch what is vacant, wait for what others fetch."""
+        if not (look.vacant or look.leased or look.passed):
+            return look.readings
+        leases, refused = self._lease(look)
+        readings = look.readings
+        readings |= self._fetch([*leases, *look.passed], leases, min_version, deadline)
+        waiting = [*look.leased, *refused]
+        if waiting:
+            readings |= self._await(waiting, min_version, deadline)
+            rest = [key for key in waiting if key not in readings]
+            readings |= self._fetch(rest, {}, min_version, deadline)
+        self._drop_outdated(look.outdated, readings)
+        return readings
+
+    def _lease(self, look: _Look) -> tuple[Mapping[EntityKey, Lease], list[EntityKey]]:
+        if not look.vacant:
+            return {}, []
+        try:
+            leases = self._cache.lease(look.vacant)
+        except StoreError:
+            look.passed.extend(look.vacant)
+            return {}, []
+        return leases, [key for key in look.vacant if key not in leases]
+
+    def _await(
+        self, keys: list[EntityKey], min_version: int, deadline: Deadline
+    ) -> dict[EntityKey, Reading]:
+        """Wait for others to fill; return what they filled. Takes no lease over."""
+        readings: dict[EntityKey, Reading] = {}
+        for pause in self._pauses:
+            self._pause(deadline.bound(pause))
+            look = self._look(keys, min_version)
+            readings |= look.readings
+            keys = look.leased
+            if not keys:
+                break
+        return readings
+
+    def _fetch(
+        self,
+        keys: list[EntityKey],
+        leases: Mapping[EntityKey, Lease],
+        min_version: int,
+        deadline: Deadline,
+    ) -> dict[EntityKey, Reading]:
+        """Read keys at their source and fill those that are leased."""
+        if not keys:
+            return {}
+        held_back = set(leases)
+        readings = {}
+        try:
+            fetched = self._read_source(keys, min_version, deadline)
+            for key, (reading, cacheable) in fetched.items():
+                readings[key] = reading
+                if cacheable and key in leases and self._fill(key, leases[key], reading):
+                    held_back.discard(key)
+        finally:
+            # Nobody shall wait for a value that will not come.
+            self._invalidate(held_back)
+        return readings
+
+    def _read_source(
+        self, keys: list[EntityKey], min_version: int, deadline: Deadline
+    ) -> dict[EntityKey, tuple[Reading, bool]]:
+        """Return each key's reading, and whether DynamoDB holds that version: may be cached."""
+        held: Mapping[EntityKey, Projection] | None
+        try:
+            held = self._projections.read(keys, deadline)
+        except StoreError:
+            held = None
+        answers: dict[EntityKey, tuple[Reading, bool]] = {}
+        behind = []
+        for key in keys:
+            found = held.get(key) if held is not None else None
+            if found is None or found.form is Form.STUB or found.version < min_version:
+                behind.append(key)
+            else:
+                answers[key] = Reading(found.version, found.payload, Store.DYNAMODB), True
+        if behind:
+            rows = self._authority.read(behind, deadline)
+            for key in behind:
+                answers[key] = self._reproject(key, rows.get(key), held, deadline)
+        return answers
+
+    def _reproject(
+        self,
+        key: EntityKey,
+        row: Entity | None,
+        held: Mapping[EntityKey, Projection] | None,
+        deadline: Deadline,
+    ) -> tuple[Reading, bool]:
+        """Bring the authority's row to DynamoDB; return the reading and whether it is there."""
+        now = held.get(key) if held is not None else None
+        if row is None:
+            return _ABSENT, held is not None and now is None
+        mine = projection_of(row, self._encode)
+        reading = Reading(row.version, mine.payload, Store.AURORA)
+        if held is None:
+            return reading, False
+        if now is None or now.version < row.version:
+            try:
+                now = self._projections.put(key, mine, deadline)
+            except (StoreError, DeadlineExceededError):
+                return reading, False
+        if now.version > row.version and now.form is not Form.STUB:
+            return Reading(now.version, now.payload, Store.DYNAMODB), True
+        return reading, now.version == row.version
+
+    def _fill(self, key: EntityKey, lease: Lease, reading: Reading) -> bool:
+        """Fill the entry; return False if the cache could not be asked to."""
+        policy = self._policies.of(key)
+        ttl = policy.absent_ttl if reading.payload is None else policy.cache_ttl
+        entry = Cached(reading.version, reading.payload, self._now())
+        try:
+            self._cache.fill(key, lease, entry, ttl * self._jitter())
+        except StoreError:
+            return False
+        return True
+
+    def _drop_outdated(
+        self, outdated: Mapping[EntityKey, int], readings: Mapping[EntityKey, Reading]
+    ) -> None:
+        self._invalidate(
+            {key for key, version in outdated.items() if readings[key].version > version}
+        )
+
+    def _invalidate(self, keys: Collection[EntityKey]) -> None:
+        if not keys:
+            return
+        try:
+            self._cache.invalidate(keys)
+        except StoreError:
+            # The entries are bounded by their TTL, and the failure is counted by
+            # the cache's own metrics.
+            return
+
+
+def _min_version_violations(min_version: int) -> tuple[FieldViolation, ...]:
+    if min_version < 0:
+        return (FieldViolation("min_version", f"is {min_version}; it must be at least 0"),)
+    return ()

@@ -1,0 +1,1 @@
+"""The service on the wire: converts, calls one use case, converts back."""

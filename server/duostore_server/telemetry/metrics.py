@@ -1,0 +1,113 @@
+"""Every metric of the service: name, unit, labels and help, in one place.
+
+No key, id or tenant is ever a label; kinds are, since the configuration bounds them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from duostore_server.domain.entities import Backlog
+    from duostore_server.domain.errors import Store
+
+# From a cache hit on the same machine to a store that is given up.
+_STORE_BUCKETS: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
+    *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+)
+_RPC_BUCKETS: Final = (*_STORE_BUCKETS[1:], 10.0, 30.0)
+
+
+class Metrics:
+    """The metrics of one process, registered with ``registry``."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.store_call_seconds = Histogram(
+            "duostore_store_call_duration_seconds",
+            "How long calls of a store took, whatever their outcome.",
+            ("store", "op"),
+            buckets=_STORE_BUCKETS,
+            registry=registry,
+        )
+        self.store_calls = Counter(
+            "duostore_store_calls_total",
+            "Calls of a store by outcome: ok, miss (nothing found), conflict (a condition did"
+            " not hold), timeout, unavailable, overloaded, unknown (a write's answer was lost),"
+            " deadline (the caller's), error.",
+            ("store", "op", "outcome"),
+            registry=registry,
+        )
+        self.rpc_seconds = Histogram(
+            "duostore_rpc_duration_seconds",
+            "How long RPCs took, from the start of their handler, by status code.",
+            ("method", "code"),
+            buckets=_RPC_BUCKETS,
+            registry=registry,
+        )
+        self.rpcs_in_flight = Gauge(
+            "duostore_rpcs_in_flight",
+            "RPCs whose handler is running.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.reads = Counter(
+            "duostore_reads_total",
+            "Entities read, absent ones included, by the store that answered. The hit ratio of"
+            " a kind is its share with served_from=cache.",
+            ("kind", "served_from"),
+            registry=registry,
+        )
+        self.unreadable = Counter(
+            "duostore_unreadable_entries_total",
+            "Cache entries and DynamoDB items that could not be read and were passed over.",
+            ("store",),
+            registry=registry,
+        )
+        self.outbox_depth = Gauge(
+            "duostore_outbox_depth",
+            "Keys whose newest version may not have been projected yet.",
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self.projection_lag_seconds = Gauge(
+            "duostore_projection_lag_seconds",
+            "Age of the oldest outbox row; 0 if there is none.",
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self.background_rounds = Counter(
+            "duostore_background_rounds_total",
+            "Rounds of background work by outcome: ok, error.",
+            ("work", "outcome"),
+            registry=registry,
+        )
+        self.background_last_success = Gauge(
+            "duostore_background_last_success_timestamp_seconds",
+            "When a background work last did a round without an error.",
+            ("work",),
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+
+    def served(self, kind: str, store: Store) -> None:
+        """Count one entity that was read."""
+        self.reads.labels(kind, store.value).inc()
+
+    def backlog(self, backlog: Backlog) -> None:
+        """Show how much waits to be projected."""
+        self.outbox_depth.set(backlog.depth)
+        self.projection_lag_seconds.set(backlog.oldest_seconds)
+
+    def succeeded(self, name: str) -> None:
+        """Count a round of background work that was done."""
+        self.background_rounds.labels(name, "ok").inc()
+        self.background_last_success.labels(name).set_to_current_time()
+
+    def failed(self, name: str) -> None:
+        """Count a round of background work that ended in an error."""
+        self.background_rounds.labels(name, "error").inc()

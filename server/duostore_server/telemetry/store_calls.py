@@ -1,0 +1,87 @@
+"""Measures a call of a store: how long it took and how it ended."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, Self
+
+from duostore_server.domain.errors import (
+    DeadlineExceededError,
+    EntityExistsError,
+    EntityNotFoundError,
+    StoreOverloadedError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+    VersionMismatchError,
+    WriteOutcomeUnknownError,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from duostore_server.domain.errors import Store
+    from duostore_server.telemetry.metrics import Metrics
+
+# The first that fits; a timeout is told apart from a store that cannot be reached.
+_OUTCOMES: Final = (
+    (StoreTimeoutError, "timeout"),
+    (StoreUnavailableError, "unavailable"),
+    (StoreOverloadedError, "overloaded"),
+    (WriteOutcomeUnknownError, "unknown"),
+    (DeadlineExceededError, "deadline"),
+    (VersionMismatchError, "conflict"),
+    (EntityExistsError, "conflict"),
+    (EntityNotFoundError, "miss"),
+)
+
+
+def _outcome_of(error: BaseException) -> str:
+    return next((name for kind, name in _OUTCOMES if isinstance(error, kind)), "error")
+
+
+class StoreCalls:
+    """Measures one operation of one store; use as a context manager, once per call."""
+
+    def __init__(self, metrics: Metrics, store: Store, op: str) -> None:
+        seconds = metrics.store_call_seconds.labels(store.value, op)
+        self._observe = seconds.observe
+        self._counter = metrics.store_calls
+        self._labels = (store.value, op)
+        self._children = {
+            outcome: self._counter.labels(store.value, op, outcome) for outcome in ("ok", "miss")
+        }
+
+    def __call__(self) -> StoreCall:
+        """Return the measurement of the call that begins now."""
+        return StoreCall(self)
+
+    def record(self, outcome: str, seconds: float) -> None:
+        """Count a call that has ended."""
+        self._observe(seconds)
+        child = self._children.get(outcome)
+        if child is None:
+            child = self._children[outcome] = self._counter.labels(*self._labels, outcome)
+        child.inc()
+
+
+class StoreCall:
+    """One call. Set ``outcome`` if it is not ``ok``; an exception tells its own."""
+
+    __slots__ = ("_began", "_calls", "outcome")
+
+    def __init__(self, calls: StoreCalls) -> None:
+        self._calls = calls
+        self._began = time.perf_counter()
+        self.outcome = "ok"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        outcome = self.outcome if exc is None else _outcome_of(exc)
+        self._calls.record(outcome, time.perf_counter() - self._began)

@@ -1,0 +1,1 @@
+"""What goes on beside the requests: small pieces of work over one loop."""

@@ -1,0 +1,90 @@
+"""The projector: brings what the requests did not to DynamoDB and the cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from duostore_server.domain.deadline import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from duostore_server.access.propagation import Propagation
+    from duostore_server.domain.entities import Entity, OutboxRow
+    from duostore_server.domain.ports import Authority, Outbox
+
+_log = structlog.get_logger(__name__)
+
+
+class Each(Protocol):
+    """Applies a function to rows and yields the results in their order: ``map``, for one."""
+
+    def __call__(
+        self, function: Callable[[OutboxRow], bool], rows: Iterable[OutboxRow], /
+    ) -> Iterable[bool]:
+        """Yield ``function(row)`` for each row, in order."""
+        ...
+
+
+class Projector:
+    """Works off due outbox rows.
+
+    A row is removed only after the current version of its key was put and the
+    cache entry's removal acknowledged; until then it falls due again and again.
+    Rows are claimed for a few seconds rather than locked, so any number of projectors
+    may run side by side and one that dies holds nothing up for longer than that.
+    """
+
+    def __init__(
+        self,
+        *,
+        outbox: Outbox,
+        authority: Authority,
+        propagation: Propagation,
+        batch: int,
+        budget: float,
+        each: Each = map,
+    ) -> None:
+        """``budget`` bounds a round, in seconds; ``each`` is ``map``, or one with threads."""
+        self._outbox = outbox
+        self._authority = authority
+        self._propagation = propagation
+        self._batch = batch
+        self._budget = budget
+        self._each = each
+
+    def run_once(self) -> bool:
+        """Work off one batch; return True if there may be more that can be worked off."""
+        deadline = Deadline.after(self._budget)
+        rows = self._outbox.claim(self._batch, deadline)
+        if not rows:
+            return False
+        current = self._authority.read([row.key for row in rows], deadline)
+        done = [
+            row.id
+            for row, brought in zip(
+                rows,
+                self._each(lambda row: self._bring(current.get(row.key), deadline), rows),
+                strict=True,
+            )
+            if brought
+        ]
+        if len(done) < len(rows):
+            # They fall due again when the claim runs out.
+            _log.warning("changes not projected yet", due=len(rows), projected=len(done))
+        if done:
+            self._outbox.complete(done, deadline)
+        return len(rows) == self._batch and bool(done)
+
+    def _bring(self, entity: Entity | None, deadline: Deadline) -> bool:
+        if entity is None:
+            # Rows of `entity` are never removed; somebody did it by hand.
+            return True
+        try:
+            return self._propagation.propagate(entity, deadline)
+        except Exception:  # noqa: BLE001 - told of, and tried again
+            # One entity that cannot be projected must not hold up the others.
+            _log.exception("change cannot be projected", kind=entity.key.kind)
+            return False
