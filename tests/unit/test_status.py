@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import grpc
@@ -68,6 +69,18 @@ def test_bad_requests_name_each_field() -> None:
     assert [(v.field, v.description) for v in bad.field_violations] == [
         ("key.id", "must not be empty")
     ]
+
+
+def test_a_status_fits_into_the_trailers_however_bad_the_request() -> None:
+    worst = errors.InvalidRequestError(
+        [errors.FieldViolation(f"data.{'ü' * 5000}[{n}]", "é" * 200) for n in range(100)]
+    )
+    _, sent_status = status_of(worst, "r" * 128)
+    size = len(sent_status.details.encode()) * 3  # percent-encoded
+    size += sum(len(name) + len(value) for name, value in sent_status.trailing_metadata)
+    assert size < 8 * 1024
+    bad = detail(sent(worst)[1], error_details_pb2.BadRequest)
+    assert re.fullmatch("and [0-9]+ more violations", bad.field_violations[-1].description)
 
 
 def test_who_may_try_again_is_told_when() -> None:

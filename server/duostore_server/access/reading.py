@@ -131,9 +131,11 @@ class Reader:
         if look.passed:
             return self._finish(look, min_version, deadline)[key]
         with self._flights.join(key, deadline.bound(self._patience)) as first:
-            if not first:
-                look = self._look((key,), min_version)
-            return self._finish(look, min_version, deadline)[key]
+            if first:
+                return self._finish(look, min_version, deadline)[key]
+        # Only what this process has not waited for already is waited for below.
+        look = self._look((key,), min_version)
+        return self._finish(look, min_version, deadline, patient=False)[key]
 
     def _read_authority(self, key: EntityKey, deadline: Deadline) -> Reading:
         row = self._authority.read((key,), deadline).get(key)
@@ -164,19 +166,21 @@ class Reader:
         return look
 
     def _finish(
-        self, look: _Look, min_version: int, deadline: Deadline
+        self, look: _Look, min_version: int, deadline: Deadline, *, patient: bool = True
     ) -> dict[EntityKey, Reading]:
-        """Answer every key of a look: fetch what is vacant, wait for what others fetch."""
+        """Answer every key of a look: fetch what is vacant, wait for what others fetch.
+
+        Without patience keys that were found leased are fetched at once.
+        """
         if not (look.vacant or look.leased or look.passed):
             return look.readings
         leases, refused = self._lease(look)
         readings = look.readings
         readings |= self._fetch([*leases, *look.passed], leases, min_version, deadline)
-        waiting = [*look.leased, *refused]
-        if waiting:
+        if waiting := [*refused, *(look.leased if patient else ())]:
             readings |= self._await(waiting, min_version, deadline)
-            rest = [key for key in waiting if key not in readings]
-            readings |= self._fetch(rest, {}, min_version, deadline)
+        rest = [key for key in (*refused, *look.leased) if key not in readings]
+        readings |= self._fetch(rest, {}, min_version, deadline)
         self._drop_outdated(look.outdated, readings)
         return readings
 

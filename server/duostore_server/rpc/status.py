@@ -39,6 +39,11 @@ CODES: Final[Mapping[Reason, grpc.StatusCode]] = {
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
+# A status travels in the trailers, of which clients take 8 KiB by default.
+_MAX_VIOLATION_BYTES: Final = 3072
+_MAX_FIELD: Final = 200
+_MAX_MESSAGE: Final = 300
+
 # Long enough for a failed-over writer to be found, short enough for a person.
 _RETRY_SECONDS: Final = 1
 
@@ -50,7 +55,8 @@ def status_of(error: Exception, request_id: str) -> tuple[grpc.StatusCode, grpc.
     log holds the rest.
     """
     if isinstance(error, DuostoreError):
-        reason, message, metadata = error.reason, str(error), dict(error.metadata)
+        reason, metadata = error.reason, dict(error.metadata)
+        message = _bounded(str(error), _MAX_MESSAGE)
     else:
         reason = Reason.INTERNAL
         message = f"a fault of the server; its log holds the detail under {request_id}"
@@ -67,14 +73,7 @@ def status_of(error: Exception, request_id: str) -> tuple[grpc.StatusCode, grpc.
 
 def _details(error: Exception) -> Iterator[Message]:
     if isinstance(error, InvalidRequestError):
-        yield error_details_pb2.BadRequest(
-            field_violations=[
-                error_details_pb2.BadRequest.FieldViolation(
-                    field=violation.field, description=violation.description
-                )
-                for violation in error.violations
-            ]
-        )
+        yield _bad_request(error)
     elif isinstance(error, StoreUnavailableError | StoreOverloadedError):
         yield error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=_RETRY_SECONDS))
     elif isinstance(error, VersionMismatchError | MinVersionNotReachedError):
@@ -85,6 +84,23 @@ def _details(error: Exception) -> Iterator[Message]:
                 )
             ]
         )
+
+
+def _bad_request(error: InvalidRequestError) -> error_details_pb2.BadRequest:
+    bad = error_details_pb2.BadRequest()
+    for count, violation in enumerate(error.violations):
+        if bad.ByteSize() > _MAX_VIOLATION_BYTES:
+            left = len(error.violations) - count
+            bad.field_violations.add(description=f"and {left} more violations")
+            break
+        bad.field_violations.add(
+            field=_bounded(violation.field, _MAX_FIELD), description=violation.description
+        )
+    return bad
+
+
+def _bounded(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _packed(message: Message) -> any_pb2.Any:

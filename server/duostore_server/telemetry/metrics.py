@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from duostore_server.domain.entities import Backlog
-    from duostore_server.domain.errors import Store
+    from duostore_server.domain.errors import Store, StoreError
 
 # From a cache hit on the same machine to a store that is given up.
 _STORE_BUCKETS: Final = (
@@ -68,6 +68,12 @@ class Metrics:
             ("store",),
             registry=registry,
         )
+        self.cache_bypasses = Counter(
+            "duostore_cache_bypasses_total",
+            "Calls of the cache that went on without a node that failed, by operation.",
+            ("op",),
+            registry=registry,
+        )
         self.outbox_depth = Gauge(
             "duostore_outbox_depth",
             "Keys whose newest version may not have been projected yet.",
@@ -97,6 +103,14 @@ class Metrics:
     def served(self, kind: str, store: Store) -> None:
         """Count one entity that was read."""
         self.reads.labels(kind, store.value).inc()
+
+    def unreadable_entry(self, store: Store) -> None:
+        """Count an entry or an item that could not be read."""
+        self.unreadable.labels(store.value).inc()
+
+    def bypassed(self, op: str, _error: StoreError) -> None:
+        """Count a call of the cache that went on without one of its nodes."""
+        self.cache_bypasses.labels(op).inc()
 
     def backlog(self, backlog: Backlog) -> None:
         """Show how much waits to be projected."""

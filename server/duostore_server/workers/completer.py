@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from duostore_server.domain.deadline import Deadline
+from duostore_server.domain.errors import DuostoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,3 +41,9 @@ class Completer:
         if ids:
             self._outbox.complete(ids, Deadline.after(_BUDGET_SECONDS))
         return bool(self._notes)
+
+    def finish(self) -> None:
+        """Remove the rows that are still noted, unless Aurora cannot be reached."""
+        with suppress(DuostoreError):
+            while self.run_once():
+                pass

@@ -79,12 +79,5 @@ class Projector:
         return len(rows) == self._batch and bool(done)
 
     def _bring(self, entity: Entity | None, deadline: Deadline) -> bool:
-        if entity is None:
-            # Rows of `entity` are never removed; somebody did it by hand.
-            return True
-        try:
-            return self._propagation.propagate(entity, deadline)
-        except Exception:  # noqa: BLE001 - told of, and tried again
-            # One entity that cannot be projected must not hold up the others.
-            _log.exception("change cannot be projected", kind=entity.key.kind)
-            return False
+        # Rows of `entity` are never removed, unless somebody did it by hand.
+        return entity is None or self._propagation.propagate(entity, deadline)

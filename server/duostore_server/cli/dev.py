@@ -1,0 +1,64 @@
+"""`duostore dev`: a whole deployment in one process, and what to try on it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from duostore_server.cli.addresses import check_free
+from duostore_server.processes import run_dev
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from duostore_server.config import Settings
+
+
+def run(settings: Settings, data: Path) -> None:
+    """Run the deployment until Ctrl-C; raises ``AddressInUseError`` if a port is taken."""
+    check_free(settings.server.address)
+    if settings.metrics.address is not None:
+        check_free(settings.metrics.address)
+    console = Console(highlight=False, soft_wrap=True)
+    with console.status("Starting PostgreSQL, DynamoDB and the cache…") as status:
+
+        def ready() -> None:
+            status.stop()
+            for line in greeting(settings, data):
+                console.print(line, markup=False)
+
+        run_dev(settings, data, ready)
+    console.print("Stopped.")
+
+
+def greeting(settings: Settings, data: Path) -> list[str]:
+    """Return what a person reads once the deployment answers; its commands work as pasted."""
+    address = str(settings.server.address)
+    kind, policy = next(iter(settings.kinds.items()))
+    schema = policy.document_schema
+    document = (schema.example if schema else None) or {"hello": "world"}
+    key = {"kind": kind, "id": "1"}
+    save = _grpcurl(address, "Save", {"key": key, "data": document})
+    get = _grpcurl(address, "Get", {"key": key})
+    lines = [
+        f"Duostore answers on {address}.",
+        f"Kept between runs: PostgreSQL, in {data / 'postgres'}.",
+        "Not kept: DynamoDB (emulated) and the cache; they fill again from PostgreSQL.",
+        "",
+        "Save something and read it back:",
+        f"  {save}",
+        f"  {get}",
+        "or, without grpcurl:",
+        f"  duostore get {shlex.quote(kind)} 1 --target {address}",
+    ]
+    if settings.metrics.address is not None:
+        lines += ["", f"Metrics: http://{settings.metrics.address}/metrics"]
+    return [*lines, "Stop it with Ctrl-C."]
+
+
+def _grpcurl(address: str, method: str, request: dict[str, object]) -> str:
+    body = shlex.quote(json.dumps(request, ensure_ascii=False))
+    return f"grpcurl -plaintext -d {body} {address} duostore.v1.DataAccess/{method}"

@@ -1,0 +1,190 @@
+"""The command line ``duostore``: its commands, their options and their help.
+
+What a command does is imported when it runs, so that help is quick and the supervisor
+of a service never imports grpc.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from duostore_server.config.settings import Settings
+
+# Exit code of a command whose input or configuration cannot be used.
+UNUSABLE: Final = 2
+
+app = typer.Typer(
+    name="duostore",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="One store over memcached, DynamoDB and Aurora PostgreSQL: the service and its tools.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[
+    Path,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="DUOSTORE_CONFIG",
+        help="The configuration file; `duostore config reference` explains every key.",
+    ),
+]
+DEFAULT_CONFIG: Final = Path("duostore.toml")
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - an option's callback
+    if wanted:
+        typer.echo(f"duostore {version('duostore-server')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    config: ConfigFile = DEFAULT_CONFIG,
+    *,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Serving processes; overrides the file.")
+    ] = None,
+    background: Annotated[
+        bool,
+        typer.Option(help="Also run the background process. A service needs at least one."),
+    ] = True,
+) -> None:
+    """Run the service: serving processes and the background process, kept alive.
+
+    SIGTERM drains and stops all of them; a second one stops at once.
+    """
+    from duostore_server.cli.addresses import AddressInUseError  # noqa: PLC0415
+    from duostore_server.cli.serve import supervise  # noqa: PLC0415
+
+    if workers is not None:
+        os.environ["DUOSTORE__SERVER__WORKERS"] = str(workers)
+    settings = _settings(config, process="supervisor", serving=True)
+    try:
+        code = supervise(settings, config, background=background)
+    except AddressInUseError as error:
+        _fail(str(error))
+    raise typer.Exit(code)
+
+
+@app.command()
+def dev(
+    config: ConfigFile = DEFAULT_CONFIG,
+    data: Annotated[
+        Path, typer.Option(help="Where PostgreSQL keeps its data between runs.")
+    ] = Path(".duostore"),
+) -> None:
+    """Run the service and all its stores in one process, for development.
+
+    PostgreSQL is embedded and keeps its data; DynamoDB is emulated and the cache is in
+    memory: both are empty after a restart and filled again from PostgreSQL.
+    """
+    from duostore_server.cli.addresses import AddressInUseError  # noqa: PLC0415
+    from duostore_server.cli.dev import run  # noqa: PLC0415
+
+    try:
+        run(_settings(config, process="dev"), data)
+    except AddressInUseError as error:
+        _fail(str(error))
+
+
+@app.command()
+def migrate(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Bring the schema of Aurora and the tables of DynamoDB up to date. Safe to repeat."""
+    from duostore_server.cli.migrate import run  # noqa: PLC0415
+
+    run(_settings(config, process="migrate", serving=True))
+
+
+@app.command(hidden=True)
+def worker(config: ConfigFile, name: str = "worker") -> None:
+    """Run one serving process; `serve` starts these."""
+    from duostore_server.processes import run_worker  # noqa: PLC0415
+
+    run_worker(_settings(config, process=name, serving=True))
+
+
+@app.command(hidden=True)
+def background(config: ConfigFile) -> None:
+    """Run the background process; `serve` starts it."""
+    from duostore_server.processes import run_background  # noqa: PLC0415
+
+    run_background(_settings(config, process="background", serving=True))
+
+
+@config_app.command("check")
+def config_check(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Report every problem of the configuration at once; exit with 2 if there is one."""
+    _settings(config, process="config")
+    typer.echo(f"{config}: no problems")
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Show the configuration in force: the file, the environment, the defaults; no secrets."""
+    from duostore_server.config import describe  # noqa: PLC0415
+
+    typer.echo(describe(_settings(config, process="config")))
+
+
+@config_app.command("reference")
+def config_reference() -> None:
+    """Explain every key, with its default and the environment variable that overrides it."""
+    from duostore_server.config import render_reference  # noqa: PLC0415
+
+    typer.echo(render_reference())
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of the configuration file, for editors."""
+    import json  # noqa: PLC0415
+
+    from duostore_server.config import json_schema  # noqa: PLC0415
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _settings(path: Path, *, process: str, serving: bool = False) -> Settings:
+    from duostore_server.config import ConfigError, load  # noqa: PLC0415
+    from duostore_server.telemetry.logs import configure_logs  # noqa: PLC0415
+
+    try:
+        settings = load(path, os.environ, serving=serving)
+    except ConfigError as error:
+        _fail(f"{path}: {error}")
+    configure_logs(level=settings.logging.level, form=settings.logging.format, process=process)
+    return settings
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(UNUSABLE)
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

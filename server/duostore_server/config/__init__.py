@@ -1,0 +1,22 @@
+"""The configuration: one definition, from which everything else about it derives."""
+
+from duostore_server.config.addresses import Address
+from duostore_server.config.checks import check_for_serve
+from duostore_server.config.kind_policies import policies
+from duostore_server.config.loading import load
+from duostore_server.config.problems import ConfigError, Problem
+from duostore_server.config.reference import describe, json_schema, render_reference
+from duostore_server.config.settings import Settings
+
+__all__ = [
+    "Address",
+    "ConfigError",
+    "Problem",
+    "Settings",
+    "check_for_serve",
+    "describe",
+    "json_schema",
+    "load",
+    "policies",
+    "render_reference",
+]

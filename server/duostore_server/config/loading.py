@@ -1,0 +1,126 @@
+"""Loads the configuration: the environment before the file before the defaults."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pydantic import ValidationError
+
+from duostore_server.config.checks import findings, serve_findings
+from duostore_server.config.entries import dotted
+from duostore_server.config.environment import kinds_named, overrides
+from duostore_server.config.problems import ConfigError, Problem, message_of
+from duostore_server.config.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from duostore_server.config.entries import Key
+
+_Table: TypeAlias = dict[str, Any]
+
+
+def load(path: Path | None, environ: Mapping[str, str], *, serving: bool = False) -> Settings:
+    """Return the settings of a file, overridden by environment variables.
+
+    Raises ``ConfigError`` with all problems at once, each under its key. ``serving``
+    adds what ``serve`` requires: see ``check_for_serve``. Paths in the configuration,
+    those in variables too, are seen from the file's folder; without a file from the
+    current one. Without a file the variables name the kinds as well.
+    """
+    document, problems = _read(path)
+    if document is None:
+        kinds = None
+    elif path is None:
+        kinds = kinds_named(environ)
+    else:
+        kinds = list(document["kinds"]) if isinstance(document.get("kinds"), dict) else []
+    given = overrides(environ, kinds)
+    data = _merged(document or {}, given.values)
+    folder = path.parent.absolute() if path else Path.cwd()
+    settings, faults = _validated(data, folder)
+    found: list[tuple[Key, str]] = list(faults)
+    # Without its file a configuration has faults enough.
+    if document is not None:
+        found += _misfits(settings, [key for key, _ in faults], serving=serving)
+    problems += [_problem(key, message, given.names) for key, message in found]
+    problems += given.problems
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _read(path: Path | None) -> tuple[_Table | None, list[Problem]]:
+    if path is None:
+        return {}, []
+    try:
+        return tomllib.loads(path.read_bytes().decode()), []
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError as error:
+        message = f"is not UTF-8 text, at byte {error.start}"
+    except (ValueError, RecursionError) as error:
+        message = f"is not valid TOML: {error}"
+    return None, [Problem(str(path), message)]
+
+
+def _merged(document: _Table, values: Mapping[Key, object]) -> _Table:
+    for key, value in values.items():
+        table = document
+        for name in key[:-1]:
+            inner = table.setdefault(name, {})
+            if not isinstance(inner, dict):
+                break  # found to be no table when it is validated
+            table = inner
+        else:
+            table[key[-1]] = value
+    return document
+
+
+def _validated(data: _Table, folder: Path) -> tuple[Settings, list[tuple[Key, str]]]:
+    """Return the settings and what is wrong with them; defaults stand in for what is."""
+    try:
+        return Settings.model_validate(data, context={"folder": folder}), []
+    except ValidationError as error:
+        faults = list(_faults(error))
+    for key, _ in faults:
+        _drop(data, key)
+    return Settings.model_validate(data, context={"folder": folder}), faults
+
+
+def _faults(error: ValidationError) -> Iterator[tuple[Key, str]]:
+    for details in error.errors(include_url=False, include_input=False):
+        # pydantic adds "[key]" if it is the name of a kind that is wrong.
+        key = tuple(str(part) for part in details["loc"] if part != "[key]")
+        yield key, message_of(details, key)
+
+
+def _drop(table: _Table, key: Key) -> None:
+    for name in key[:-1]:
+        inner = table.get(name)
+        if not isinstance(inner, dict):
+            return
+        table = inner
+    table.pop(key[-1], None)
+
+
+def _misfits(
+    settings: Settings, faulty: Iterable[Key], *, serving: bool
+) -> Iterator[tuple[Key, str]]:
+    """Yield what does not fit together among the keys that are good by themselves."""
+    known_bad = list(faulty)
+    for finding in (*findings(settings), *(serve_findings(settings) if serving else ())):
+        if not any(_overlap(key, bad) for key in finding.paths for bad in known_bad):
+            yield finding.paths[0], finding.message
+
+
+def _overlap(one: Key, other: Key) -> bool:
+    shared = min(len(one), len(other))
+    return one[:shared] == other[:shared]
+
+
+def _problem(key: Key, message: str, names: Mapping[Key, str]) -> Problem:
+    name = names.get(key)
+    return Problem(dotted(key), f"{message} (set by {name})" if name else message)

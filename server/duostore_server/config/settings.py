@@ -1,0 +1,276 @@
+"""The definition of the configuration: every key with its type, default, bounds and meaning.
+
+Defaults, validation, environment names, the reference and the JSON Schema derive from it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from duostore_server.config.document_schema import (
+    SchemaFile,  # noqa: TC001 - pydantic reads the annotations at run time
+)
+from duostore_server.config.values import (
+    Dsn,
+    Duration,
+    File,
+    HostPort,
+    KindName,
+    Namespace,
+    Nodes,
+    OptionalHostPort,
+    Region,
+    Size,
+    TablePrefix,
+    Url,
+    parse_duration,
+    parse_size,
+)
+
+
+def _key(
+    default: object,
+    meaning: str,
+    low: int | None = None,
+    high: int | None = None,
+    alias: str | None = None,
+) -> Any:  # noqa: ANN401 - as pydantic.Field, whose place it takes
+    return Field(default=default, description=meaning, ge=low, le=high, alias=alias)
+
+
+def _duration(default: str, meaning: str, low: str, high: str) -> Any:  # noqa: ANN401 - as _key
+    return Field(
+        default=default, description=meaning, ge=parse_duration(low), le=parse_duration(high)
+    )
+
+
+def _size(default: str | int, meaning: str, low: str | int, high: str | int) -> Any:  # noqa: ANN401 - as _key
+    return Field(default=default, description=meaning, ge=parse_size(low), le=parse_size(high))
+
+
+class Section(BaseModel):
+    """A table of the configuration. Unknown keys are refused, and so is any later change."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        hide_input_in_errors=True,
+    )
+
+
+class Tls(Section):
+    """``[server.tls]``."""
+
+    certificate: File | None = _key(None, "The server's certificate chain, PEM.")
+    key: File | None = _key(None, "The private key of the certificate, PEM.")
+    client_ca: File | None = _key(
+        None, "Who signs the certificates of clients, PEM. If set, clients must present one."
+    )
+
+
+class Server(Section):
+    """``[server]``."""
+
+    address: HostPort = _key("127.0.0.1:50051", "Where calls are answered.")
+    workers: int = _key(2, "Serving processes. One for each core is a good start.", 1, 64)
+    threads: int = _key(
+        24, "Threads of each process; more than aurora.pool_max + 2, so that reads go on.", 4, 64
+    )
+    max_concurrent_rpcs: int = _key(
+        1000, "Calls that a process holds at a time, waiting ones included.", 8, 100_000
+    )
+    max_message_bytes: Size = _size(
+        "8MiB", "The largest request or answer, as protobuf.", "64KiB", "256MiB"
+    )
+    max_connection_age: Duration = _duration(
+        "10m",
+        "After this long a connection is closed, so that clients spread anew over the processes.",
+        "10s",
+        "24h",
+    )
+    connection_age_grace: Duration = _duration(
+        "30s", "How long the calls on such a connection may still take.", "1s", "10m"
+    )
+    drain_timeout: Duration = _duration(
+        "20s", "How long calls may still take once the server was told to stop.", "1s", "10m"
+    )
+    default_deadline: Duration = _duration(
+        "5s", "The deadline of a call that comes without one.", "100ms", "10m"
+    )
+    max_deadline: Duration = _duration(
+        "60s", "The longest deadline; longer ones are cut to it.", "100ms", "10m"
+    )
+    reflection: bool = _key(True, "Whether tools such as grpcurl may ask for the API.")  # noqa: FBT003 - a default
+    tls: Tls = Field(
+        default_factory=Tls,
+        description="Encryption; off unless certificate and key are set.",
+    )
+
+
+class Aurora(Section):
+    """``[aurora]``."""
+
+    dsn: Dsn | None = _key(
+        None, "How to reach the writer. Required by `serve`. Secret: better set by environment."
+    )
+    pool_min: int = _key(1, "Connections that each process keeps open.", 0, 60)
+    pool_max: int = _key(8, "Connections that each process may open.", 1, 60)
+    pool_wait: Duration = _duration(
+        "500ms", "How long a call waits for a connection before it is refused.", "10ms", "30s"
+    )
+    max_waiting: int = _key(
+        32, "Calls of a process that may wait for a connection; more are refused.", 1, 10_000
+    )
+    statement_timeout: Duration = _duration("2s", "How long a statement may take.", "10ms", "5m")
+    lock_timeout: Duration = _duration("1s", "How long a statement waits for a lock.", "10ms", "5m")
+    connect_timeout: Duration = _duration(
+        "2s",
+        "How long opening a connection may take; the driver counts whole seconds.",
+        "2s",
+        "60s",
+    )
+    pooler: bool = _key(
+        False,  # noqa: FBT003 - a default
+        "Whether a transaction pooler (RDS Proxy, PgBouncer) stands before the database: "
+        "then nothing is prepared.",
+    )
+
+
+class DynamoDB(Section):
+    """``[dynamodb]``."""
+
+    region: Region | None = _key(None, "The AWS region of the tables. Required by `serve`.")
+    endpoint_url: Url | None = _key(
+        None, "Where DynamoDB is, if not at the region's own endpoint: a VPC endpoint, an emulator."
+    )
+    table_prefix: TablePrefix = _key("duostore_", "What the names of all tables begin with.")
+    connect_timeout: Duration = _duration(
+        "300ms", "How long opening a connection may take.", "10ms", "30s"
+    )
+    read_timeout: Duration = _duration("800ms", "How long an answer may take.", "10ms", "30s")
+    compress_above: Size = _size(
+        1024, "Entities above this size are stored compressed.", 0, "400KiB"
+    )
+    read_in_flight: int = _key(
+        4, "Batches that a process reads at a time; further keys gather meanwhile.", 1, 64
+    )
+    write_in_flight: int = _key(8, "Writes that a process does at a time.", 1, 64)
+
+
+class Cache(Section):
+    """``[cache]``."""
+
+    backend: Literal["memcached", "memory"] = _key(
+        "memcached", "`memory` keeps entries within one process: for `dev` and tests only."
+    )
+    nodes: Nodes = _key(
+        ["127.0.0.1:11211"],
+        "The memcached nodes. Every process of a deployment must have the same list, in the "
+        "same order.",
+    )
+    namespace: Namespace = _key(
+        "duostore", "What all keys begin with; must differ between deployments that share nodes."
+    )
+    timeout: Duration = _duration("100ms", "How long a node may take to answer.", "1ms", "5s")
+    connect_timeout: Duration = _duration(
+        "100ms", "How long opening a connection to a node may take.", "1ms", "5s"
+    )
+    lease_wait: Duration = _duration(
+        "500ms",
+        "How long a reader waits for another that is fetching the same entity, before it reads "
+        "for itself.",
+        "0s",
+        "5s",
+    )
+    memory_max_bytes: Size = _size("64MiB", "What the `memory` backend may hold.", "1MiB", "64GiB")
+    compress_above: Size = _size(
+        "4KiB", "Entities above this size are cached compressed.", 0, "1MiB"
+    )
+
+
+class Projector(Section):
+    """``[projector]``."""
+
+    batch: int = _key(100, "Changes that are taken up at a time.", 1, 1000)
+    poll: Duration = _duration(
+        "200ms", "How often it looks for changes when there were none.", "10ms", "10s"
+    )
+    claim: Duration = _duration(
+        "3s",
+        "After this long, a change that was taken up and not finished is taken up anew.",
+        "100ms",
+        "5m",
+    )
+
+
+class Metrics(Section):
+    """``[metrics]``."""
+
+    address: OptionalHostPort = _key(
+        "127.0.0.1:9464", 'Where Prometheus finds `/metrics`; `""` turns it off.'
+    )
+
+
+class Logging(Section):
+    """``[logging]``."""
+
+    level: Literal["debug", "info", "warning", "error"] = _key(
+        "info", "The least severe events that are logged."
+    )
+    format: Literal["auto", "json", "console"] = _key(
+        "auto", "`auto` is `console` on a terminal and `json` elsewhere."
+    )
+
+
+class Kind(Section):
+    """``[kinds.NAME]``."""
+
+    home: Literal["aurora"] = _key("aurora", "The store that is right about this kind.")
+    cache_ttl: Duration = _duration(
+        "60s", "How long an entity is cached: the last bound on what a reader sees.", "1s", "24h"
+    )
+    absent_ttl: Duration = _duration(
+        "10s", "How long it is remembered that an entity does not exist.", "5s", "30s"
+    )
+    projection: Literal["inline", "async"] = _key(
+        "inline",
+        "Who brings a change to DynamoDB: the call that made it (`inline`), or the projector "
+        "after the call was answered (`async`).",
+    )
+    document_schema: SchemaFile | None = _key(
+        None, "A JSON Schema, draft 2020-12, that every document must match.", alias="schema"
+    )
+    max_bytes: Size = _size("256KiB", "The largest document, as compact JSON in UTF-8.", 16, "4MiB")
+
+
+class Settings(Section):
+    """The configuration of a deployment."""
+
+    server: Server = Field(default_factory=Server, description="The gRPC server.")
+    aurora: Aurora = Field(default_factory=Aurora, description="Aurora PostgreSQL, which is right.")
+    dynamodb: DynamoDB = Field(default_factory=DynamoDB, description="DynamoDB, which is fast.")
+    cache: Cache = Field(default_factory=Cache, description="The cache, which is near.")
+    projector: Projector = Field(
+        default_factory=Projector,
+        description="The background process that brings every change to DynamoDB and the cache "
+        "which the call that made it did not.",
+    )
+    metrics: Metrics = Field(default_factory=Metrics, description="What is measured.")
+    logging: Logging = Field(default_factory=Logging, description="What is logged, to stderr.")
+    kinds: dict[KindName, Kind] = Field(
+        default_factory=dict,
+        description="The kinds of entity, one table each; at least one. A name has 1 to 64 bytes "
+        "of UTF-8, no `#` and no control characters.",
+        json_schema_extra={"minProperties": 1},
+    )
+
+    def embedded(self, *, dsn: str, endpoint_url: str) -> Settings:
+        """Return the same settings on the stores of the embedded default, whatever they named."""
+        aurora = self.aurora.model_copy(update={"dsn": SecretStr(dsn), "pooler": False})
+        dynamodb = self.dynamodb.model_copy(update={"endpoint_url": endpoint_url})
+        cache = self.cache.model_copy(update={"backend": "memory"})
+        return self.model_copy(update={"aurora": aurora, "dynamodb": dynamodb, "cache": cache})

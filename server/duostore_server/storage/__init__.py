@@ -1,0 +1,1 @@
+"""The stores: each driver in its own folder, its errors translated there."""

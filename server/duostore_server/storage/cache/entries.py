@@ -1,0 +1,89 @@
+"""The bytes of a cache value.
+
+Each starts with the same header, numbers big-endian: magic (1 byte), format (1), kind (1),
+flags (1), size of what follows the header (4), version (8), cached time in ms since
+1970 (8). What follows is the payload, zstd-compressed if flagged, or a lease's nonce.
+
+A hit costs one unpack and one slice, or one decompression. The header has no checksum:
+TCP and memory have theirs, and a hit is paid for thousands of times a second. The size
+is there since a shortened payload would otherwise pass for a whole one.
+"""
+
+from __future__ import annotations
+
+import struct
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from duostore_server.domain.entities import Cached, Lease
+from duostore_server.storage.cache.leases import NONCE_BYTES
+from duostore_server.storage.compression import CorruptError, compress, decompress
+
+# The number of this layout. It is part of every memcached key too: see keys.py.
+FORMAT: Final = 1
+
+HEADER_BYTES: Final = 24
+
+# Not zero, and no letter or digit: neither an empty value nor a text is taken for an entry.
+_MAGIC: Final = 0xD5
+_HEADER: Final = struct.Struct(">BBBBIqq")
+
+_VALUE: Final = 1
+_ABSENT: Final = 2
+_LEASE: Final = 3
+
+_PLAIN: Final = 0
+_COMPRESSED: Final = 1
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+_LAST_MILLISECOND: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
+
+
+def encode(entry: Cached | Lease, *, compress_above: int) -> bytes:
+    """Return the bytes that ``decode`` takes back.
+
+    The cached time loses what is below a millisecond. Payloads of more than
+    ``compress_above`` bytes are compressed if that makes them smaller.
+    """
+    if isinstance(entry, Lease):
+        return _pack(_LEASE, _PLAIN, 0, 0, entry.nonce)
+    cached_ms = (entry.cached_time - _EPOCH) // _MILLISECOND
+    if entry.payload is None:
+        return _pack(_ABSENT, _PLAIN, entry.version, cached_ms, b"")
+    body, compressed = compress(entry.payload, above=compress_above)
+    flags = _COMPRESSED if compressed else _PLAIN
+    return _pack(_VALUE, flags, entry.version, cached_ms, body)
+
+
+def decode(raw: bytes) -> Cached | Lease | None:
+    """Return the entry, or None if the bytes are not one that ``encode`` made.
+
+    Never raises, whatever the bytes are.
+    """
+    if len(raw) < HEADER_BYTES:
+        return None
+    magic, layout, kind, flags, size, version, cached_ms = _HEADER.unpack_from(raw)
+    if magic != _MAGIC or layout != FORMAT or size != len(raw) - HEADER_BYTES:
+        return None
+    if kind == _LEASE:
+        return Lease(raw[HEADER_BYTES:]) if size == NONCE_BYTES and flags == _PLAIN else None
+    return _cached(kind, flags, version, cached_ms, raw[HEADER_BYTES:])
+
+
+def _cached(kind: int, flags: int, version: int, cached_ms: int, body: bytes) -> Cached | None:
+    payload = None
+    if kind == _VALUE and version >= 1 and flags in {_PLAIN, _COMPRESSED}:
+        try:
+            payload = decompress(body) if flags == _COMPRESSED else body
+        except CorruptError:
+            return None
+    elif not (kind == _ABSENT and version >= 0 and flags == _PLAIN and not body):
+        return None
+    if not 0 <= cached_ms <= _LAST_MILLISECOND:
+        return None
+    return Cached(version, payload, _EPOCH + timedelta(milliseconds=cached_ms))
+
+
+def _pack(kind: int, flags: int, version: int, cached_ms: int, body: bytes) -> bytes:
+    return _HEADER.pack(_MAGIC, FORMAT, kind, flags, len(body), version, cached_ms) + body

@@ -1,0 +1,1 @@
+"""The protocol under every order of its steps: production code on simulated stores."""

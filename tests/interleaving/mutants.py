@@ -1,0 +1,144 @@
+"""The protocol with one guard left out at a time."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from duostore_server.access.propagation import Propagation
+from duostore_server.access.reading import Reader
+from duostore_server.domain.deadline import Deadline
+from duostore_server.domain.entities import Lease
+from duostore_server.domain.errors import StoreError
+from duostore_server.storage.cache.memcached import MemcachedCache
+from tests.interleaving.deployment import Design
+from tests.support.fake_authority import FakeAuthority
+from tests.support.simulated_dynamodb import SimulatedDynamoDB
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from duostore_server.domain.entities import Cached, Entity, Reading
+    from duostore_server.domain.keys import EntityKey
+    from tests.support.fake_authority import Row
+
+
+class _FillByPlainSet(MemcachedCache):
+    """Puts the value in, whoever holds the lease by now."""
+
+    def fill(self, key: EntityKey, _lease: Lease, entry: Cached, ttl: float) -> bool:
+        name = self._namespace.key(key)
+
+        def put(connection: Any) -> bool:
+            connection.set(name, self._encoded(entry), int(ttl))
+            return True
+
+        return self._node(name).call(put)
+
+
+class _FillByNumber(MemcachedCache):
+    """Looks for a lease and swaps it by its CAS number, whosever it is."""
+
+    def fill(self, key: EntityKey, lease: Lease, entry: Cached, ttl: float) -> bool:
+        found = self.read((key,)).get(key)
+        return super().fill(key, found if isinstance(found, Lease) else lease, entry, ttl)
+
+
+class _NoReplyDelete(MemcachedCache):
+    """Takes every invalidation for done, as ``noreply`` does."""
+
+    def invalidate(self, keys: Collection[EntityKey]) -> None:
+        with suppress(StoreError):
+            super().invalidate(keys)
+
+
+class _CacheBeforeDynamoDB(Propagation):
+    """Makes the entry vacant while DynamoDB still holds the old version."""
+
+    def propagate(self, entity: Entity, deadline: Deadline) -> bool:
+        return self._invalidate(entity) and self._put(entity, deadline)
+
+
+class _FailedPutIsDone(Propagation):
+    """Acknowledges a version as projected whether it was put or not."""
+
+    def propagate(self, entity: Entity, deadline: Deadline) -> bool:
+        self._put(entity, deadline)
+        return self._invalidate(entity)
+
+
+class _UnconditionalPut(SimulatedDynamoDB):
+    """Is sent puts without their condition."""
+
+    def put_item(self, **request: Any) -> dict[str, Any]:
+        request.pop("ConditionExpression", None)
+        return super().put_item(**request)
+
+    def batch_execute_statement(self, **request: Any) -> dict[str, Any]:
+        # Refused statements are put alone, which is where the condition was left out.
+        refused = {"Error": {"Code": "ConditionalCheckFailed"}}
+        return {"Responses": [refused] * len(request["Statements"])}
+
+
+class _EventuallyConsistentFill(SimulatedDynamoDB):
+    """Is sent reads that may be stale, and answers them as stale as it can."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, staleness=lambda _, states: max(0, states - 2))
+
+    def batch_get_item(self, **request: Any) -> dict[str, Any]:
+        for reads in request["RequestItems"].values():
+            reads["ConsistentRead"] = False
+        return super().batch_get_item(**request)
+
+
+class _OutboxById(FakeAuthority):
+    """Reads the outbox by ``id > last``, as if ids were committed in their order."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._last = 0
+
+    def claim(self, limit: int, deadline: Deadline) -> Any:
+        rows = super().claim(limit, deadline)
+        self._last = max([self._last, *(row.id for row in rows)])
+        return rows
+
+    def _may_claim(self, row: Row) -> bool:
+        return row.id > self._last
+
+
+class _CachesWhatIsNotProjected(Reader):
+    """Fills what Aurora answered though DynamoDB does not hold it."""
+
+    def _read_source(self, *args: Any) -> dict[EntityKey, tuple[Reading, bool]]:
+        return {key: (reading, True) for key, (reading, _) in super()._read_source(*args).items()}
+
+
+class _ReadsBeforeTheLease(Reader):
+    """Reads the source first and takes the lease when there is something to fill."""
+
+    def _lease(self, look: Any) -> tuple[Mapping[EntityKey, Lease], list[EntityKey]]:
+        if look.vacant:
+            self._early = self._read_source(look.vacant, 0, Deadline.after(3600))
+        return super()._lease(look)
+
+    def _read_source(self, *args: Any) -> dict[EntityKey, tuple[Reading, bool]]:
+        early: dict[EntityKey, tuple[Reading, bool]] = getattr(self, "_early", {})
+        if early and set(early) == set(args[0]):
+            return early
+        return super()._read_source(*args)
+
+
+MUTANTS: Mapping[str, Design] = {
+    "fill by plain set": Design(cache=_FillByPlainSet),
+    "fill by CAS number, whosever lease": Design(cache=_FillByNumber),
+    "noreply delete": Design(cache=_NoReplyDelete),
+    "cache deleted before DynamoDB": Design(propagation=_CacheBeforeDynamoDB),
+    "failed put taken for done": Design(propagation=_FailedPutIsDone),
+    "unconditional put": Design(dynamodb=_UnconditionalPut),
+    "eventually consistent fill": Design(dynamodb=_EventuallyConsistentFill),
+    "outbox read by id > last": Design(authority=_OutboxById),
+    "fill of what DynamoDB does not hold": Design(reader=_CachesWhatIsNotProjected),
+    "source read before the lease": Design(reader=_ReadsBeforeTheLease),
+}

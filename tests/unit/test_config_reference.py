@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from duostore_server.config import ConfigError, describe, json_schema, load, render_reference
+from duostore_server.config.entries import entries, env_name
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "proposals" / "duostore.toml"
+
+
+def test_the_reference_in_the_docs_is_fresh() -> None:
+    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+    assert written == render_reference(), "write render_reference() to docs/configuration.md"
+
+
+@pytest.mark.parametrize("entry", entries(), ids=lambda entry: ".".join(entry.path))
+def test_every_key_is_in_the_reference_with_its_meaning(entry: Any) -> None:
+    (row,) = [
+        line for line in render_reference().splitlines() if env_name(entry.path) + "`" in line
+    ]
+
+    assert row.startswith(f"| `{entry.path[-1]}` | {entry.form.label}")
+    assert entry.meaning.endswith(".")
+    assert f" | {entry.meaning} | " in row
+    assert row.count("|") == 6
+
+
+def test_every_key_is_in_the_json_schema_with_its_meaning() -> None:
+    schema = json_schema()
+    for entry in entries():
+        node = schema
+        for name in entry.path:
+            properties = node.get("properties", {})
+            node = properties[name] if name in properties else node["additionalProperties"]
+            if "$ref" in node:
+                node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+        assert node["description"] == entry.meaning
+        assert node.get("default") == entry.default
+    # TOML has no null.
+    assert '"null"' not in json.dumps(schema)
+
+
+def test_the_json_schema_accepts_what_is_loaded_and_refuses_what_is_not(tmp_path: Path) -> None:
+    validator = jsonschema_rs.Draft202012Validator(json_schema())
+    example = tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))
+    assert list(validator.iter_errors(example)) == []
+
+    file = tmp_path / "duostore.toml"
+    for text in (
+        "[server]\nworkers = 0",
+        "[server]\nworkers = 'two'",
+        "[server]\nthread = 5",
+        "[server]\ndrain_timeout = 20",
+        "[server]\ndrain_timeout = '20'",
+        "[server]\nmax_message_bytes = '8MB'",
+        "[server]\naddress = '::1:5'",
+        "[cache]\nnodes = []",
+        "[cache]\nbackend = 'redis'",
+        "[queries.x]",
+        "[kinds.note]\nhome = 'x'",
+        "[kinds]",
+    ):
+        file.write_text(text if "kinds" in text else f"{text}\n[kinds.note]\n")
+        assert not validator.is_valid(tomllib.loads(file.read_text())), text
+        with pytest.raises(ConfigError):
+            load(file, {})
+
+
+def test_a_description_is_toml_that_loads_as_the_same_settings(tmp_path: Path) -> None:
+    environ = {
+        "DUOSTORE__SERVER__DRAIN_TIMEOUT": "1500ms",
+        "DUOSTORE__SERVER__DEFAULT_DEADLINE": "1s",
+        "DUOSTORE__CACHE__NODES": "a:1,[::1]:2",
+        "DUOSTORE__CACHE__COMPRESS_ABOVE": "1000",
+        "DUOSTORE__METRICS__ADDRESS": "",
+    }
+    loaded = load(EXAMPLE, environ)
+    file = tmp_path / "duostore.toml"
+    file.write_text(describe(loaded), encoding="utf-8")
+
+    assert load(file, {}) == loaded
+    assert "# dsn is not set\n" in describe(loaded)
+
+
+def test_a_description_names_every_kind_as_toml_does(tmp_path: Path) -> None:
+    file = tmp_path / "duostore.toml"
+    file.write_text('[kinds."a.b"]\n[kinds.c]\n')
+
+    assert '\n[kinds."a.b"]\nhome = "aurora"\n' in describe(load(file, {}))
+    assert "\n[kinds.c]\n" in describe(load(file, {}))
