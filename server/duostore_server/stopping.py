@@ -33,9 +33,13 @@ def stop_with_supervisor(stop: threading.Event) -> None:
     stop_on_signals(stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    standard_input = sys.stdin.fileno()
+
     def watch() -> None:
-        # Nothing is ever sent; the read ends when the other end is closed.
-        sys.stdin.buffer.read()
+        # Nothing is ever sent; the read ends when the other end is closed. Not by
+        # sys.stdin, whose lock this thread would hold when the interpreter ends.
+        while os.read(standard_input, 1):
+            pass
         stop.set()
 
     threading.Thread(target=watch, name="orphan-watch", daemon=True).start()

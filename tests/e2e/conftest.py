@@ -1,0 +1,79 @@
+"""Services over the shared stores of the run, and over private ones that a test may break."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.gate import Gate
+from tests.support.servers import DynamoDBLocal, MemcachedServer, PostgresServer, running
+from tests.support.service import Caller, Service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def service(
+    postgres: PostgresServer,
+    dynamodb: DynamoDBLocal,
+    memcached: MemcachedServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Service]:
+    """A service of two workers over the stores of the run. Do not stop those."""
+    with Service(
+        tmp_path_factory.mktemp("service"),
+        dsn=postgres.create_database(),
+        endpoint_url=dynamodb.endpoint_url,
+        prefix=f"t{secrets.token_hex(4)}_",
+        node=memcached.address,
+    ) as running_service:
+        yield running_service
+
+
+@pytest.fixture
+def caller(service: Service) -> Iterator[Caller]:
+    """Somebody who calls the shared service."""
+    with service.channel() as channel:
+        yield Caller(channel)
+
+
+@dataclass(frozen=True)
+class Breakable:
+    """A service over stores that nobody else uses."""
+
+    service: Service
+    postgres: PostgresServer
+    dynamodb: DynamoDBLocal
+    memcached: MemcachedServer
+    # Stands between the service and DynamoDB.
+    gate: Gate
+
+
+@pytest.fixture(scope="module")
+def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Breakable]:
+    """A service of two workers whose stores may be stopped; leave them running."""
+    data: Path = tmp_path_factory.mktemp("dynamodb")
+    with ExitStack() as stack:
+        postgres = stack.enter_context(running(PostgresServer()))
+        dynamodb = stack.enter_context(running(DynamoDBLocal(data_dir=data)))
+        memcached = stack.enter_context(running(MemcachedServer()))
+        port = urlsplit(dynamodb.endpoint_url).port
+        assert port is not None
+        gate = stack.enter_context(Gate(port))
+        service = stack.enter_context(
+            Service(
+                tmp_path_factory.mktemp("breakable"),
+                dsn=postgres.create_database(),
+                endpoint_url=f"http://127.0.0.1:{gate.port}",
+                prefix="breakable_",
+                node=memcached.address,
+            )
+        )
+        yield Breakable(service, postgres, dynamodb, memcached, gate)

@@ -1,0 +1,112 @@
+"""Real data on real stores: the languages of ISO 639-3, loaded and read back from each tier."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pycountry
+import pytest
+
+from duostore.v1.entity_pb2 import STORE_AURORA, STORE_CACHE, STORE_DYNAMODB
+from duostore_server import codec
+from duostore_server.domain.documents import normalized
+from duostore_server.storage.dynamodb.tables import create_tables, projection_table
+from tests.support.service import Caller, Service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from types_boto3_dynamodb import DynamoDBClient
+
+    from duostore.v1 import data_access_pb2
+    from tests.support.servers import DynamoDBLocal, MemcachedServer
+
+SOURCE = Path(pycountry.DATABASE_DIR, "iso639-3.json")
+TABLES = "languages_"
+
+
+@pytest.fixture(scope="module")
+def languages() -> dict[str, dict[str, Any]]:
+    """The input, by code."""
+    entries = json.loads(SOURCE.read_text())["639-3"]
+    return {entry["alpha_3"]: entry for entry in entries}
+
+
+@pytest.fixture(scope="module")
+def client(dynamodb: DynamoDBLocal) -> DynamoDBClient:
+    return boto3.client(
+        "dynamodb",
+        region_name="local",
+        endpoint_url=dynamodb.endpoint_url,
+        aws_access_key_id="none",
+        aws_secret_access_key="none",
+    )
+
+
+@pytest.fixture(scope="module")
+def language_service(
+    postgres: Any,
+    dynamodb: DynamoDBLocal,
+    memcached: MemcachedServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Service]:
+    with Service(
+        tmp_path_factory.mktemp("languages"),
+        dsn=postgres.create_database(),
+        endpoint_url=dynamodb.endpoint_url,
+        prefix=TABLES,
+        node=memcached.address,
+    ) as service:
+        yield service
+
+
+def read_all(
+    service: Service, languages: dict[str, dict[str, Any]]
+) -> tuple[dict[str, Any], set[int]]:
+    """Return every language as it is read by Get, and the stores that served them."""
+    with service.channel() as one, service.channel() as two, ThreadPoolExecutor(8) as pool:
+        callers = [Caller(one, kind="language"), Caller(two, kind="language")]
+
+        def get(position: int, code: str) -> data_access_pb2.GetResponse:
+            return callers[position % 2].get(code)
+
+        answers = list(pool.map(get, range(len(languages)), languages))
+    read = {answer.entity.key.id: normalized(codec.plain(answer.entity.data)) for answer in answers}
+    return read, {answer.receipt.served_from for answer in answers}
+
+
+@pytest.mark.timeout(600)
+def test_every_language_is_read_back_from_each_tier(
+    language_service: Service,
+    languages: dict[str, dict[str, Any]],
+    memcached: MemcachedServer,
+    client: DynamoDBClient,
+    tmp_path: Path,
+) -> None:
+    assert len(languages) > 7_900
+    lines = tmp_path / "languages.jsonl"
+    lines.write_text("".join(f"{json.dumps(entry)}\n" for entry in languages.values()))
+    loaded = language_service.run(
+        "load", str(lines), "--kind", "language", "--id", "alpha_3", "--json"
+    )
+    assert json.loads(loaded.stdout)["saved"] == len(languages)
+
+    # The first pass fills the cache.
+    read_all(language_service, languages)
+    assert read_all(language_service, languages) == (languages, {STORE_CACHE})
+
+    memcached.flush()
+    assert read_all(language_service, languages) == (languages, {STORE_DYNAMODB})
+
+    memcached.flush()
+    client.delete_table(TableName=projection_table(TABLES))
+    create_tables(client, prefix=TABLES, pause=lambda _: None)
+    assert read_all(language_service, languages) == (languages, {STORE_AURORA})
+
+    # That pass has projected every one of them again.
+    memcached.flush()
+    assert read_all(language_service, languages) == (languages, {STORE_DYNAMODB})

@@ -1,0 +1,203 @@
+"""The service as a whole: one fill for many readers, its processes, and its end."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import grpc
+import psutil
+import pytest
+
+from duostore.v1 import data_access_pb2
+from duostore.v1.entity_pb2 import PROJECTION_DONE, PROJECTION_PENDING, STORE_CACHE, STORE_DYNAMODB
+from duostore_server.storage.dynamodb.tables import projection_table
+from tests.support.service import CALL_SECONDS, Caller, Service, kill
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.servers import DynamoDBLocal, MemcachedServer, PostgresServer
+
+READERS = 500
+CHANNELS = 20
+
+
+def aurora_reads(service: Service) -> float:
+    return service.metric("duostore_store_calls_total", store="aurora", op="read")
+
+
+def workers_in_use(service: Service, channels: int) -> int:
+    """Return how many workers hold connections of ours, once there are so many of them."""
+
+    def held() -> list[int]:
+        return [
+            sum(
+                c.status == psutil.CONN_ESTABLISHED and c.laddr.port == service.port
+                for c in worker.net_connections("tcp")
+            )
+            for worker in service.workers()
+        ]
+
+    eventually(lambda: sum(held()) >= channels, within=20, what="all channels are connected")
+    return sum(count > 0 for count in held())
+
+
+def test_500_readers_of_one_cold_key_read_aurora_once(
+    service: Service, memcached: MemcachedServer, dynamodb: DynamoDBLocal, caller: Caller
+) -> None:
+    """C11: over two workers, with the cache empty and nothing projected."""
+    entity = secrets.token_hex(8)
+    caller.save(entity, {"title": "cold"})
+    eventually(lambda: service.metric("duostore_outbox_depth") == 0, within=20, what="at rest")
+    _forget_projection(service, dynamodb, entity)
+    memcached.flush()
+    before = aurora_reads(service)
+    with ExitStack() as stack:
+        channels = [stack.enter_context(service.channel()) for _ in range(CHANNELS)]
+        for channel in channels:
+            grpc.channel_ready_future(channel).result(CALL_SECONDS)
+        assert workers_in_use(service, CHANNELS) == 2
+        stubs = [Caller(channel).stub for channel in channels]
+        request = data_access_pb2.GetRequest(key=caller.key(entity))
+        calls = [
+            stubs[number % CHANNELS].Get.future(request, timeout=CALL_SECONDS)
+            for number in range(READERS)
+        ]
+        answers = [call.result() for call in calls]
+    assert {answer.entity.version for answer in answers} == {1}
+    assert aurora_reads(service) - before == 1
+    assert sum(answer.receipt.served_from == STORE_CACHE for answer in answers) == READERS - 1
+
+
+def _forget_projection(service: Service, dynamodb: DynamoDBLocal, entity: str) -> None:
+    import boto3  # noqa: PLC0415
+
+    client = boto3.client(
+        "dynamodb",
+        region_name="local",
+        endpoint_url=dynamodb.endpoint_url,
+        aws_access_key_id="none",
+        aws_secret_access_key="none",
+    )
+    prefix = service.config.read_text().split('table_prefix = "')[1].split('"')[0]
+    client.delete_item(TableName=projection_table(prefix), Key={"pk": {"S": f"#proposal#{entity}"}})
+
+
+def test_an_async_kind_is_projected_in_the_background(service: Service) -> None:
+    entity = secrets.token_hex(8)
+    with service.channel() as channel:
+        caller = Caller(channel, kind="template")
+        saved = caller.save(entity, {"n": 1})
+        assert saved.projection == PROJECTION_PENDING
+        assert caller.get(entity, min_version=saved.version).entity.version == 1
+        eventually(
+            lambda: service.metric("duostore_outbox_depth") == 0, within=20, what="outbox empty"
+        )
+        assert caller.get(entity).receipt.served_from in {STORE_DYNAMODB, STORE_CACHE}
+
+
+def test_a_saved_version_is_seen_by_every_worker_at_once(service: Service) -> None:
+    entity = secrets.token_hex(8)
+    with ExitStack() as stack:
+        callers = [Caller(stack.enter_context(service.channel())) for _ in range(8)]
+        for n in range(1, 41):
+            saved = callers[n % 8].save(entity, {"n": n})
+            assert saved.projection == PROJECTION_DONE
+            assert {caller.get(entity).entity.version for caller in callers} == {n}
+
+
+def test_processes_that_die_are_replaced(service: Service, caller: Caller) -> None:
+    entity = secrets.token_hex(8)
+    caller.save(entity, {"n": 1})
+    [before] = service.background()
+    kill(before)
+    eventually(
+        lambda: [process.pid for process in service.background() if process.pid != before.pid],
+        within=30,
+        what="the background process is replaced",
+    )
+    assert caller.get(entity).entity.version == 1
+
+
+@pytest.fixture
+def own_service(
+    postgres: PostgresServer, dynamodb: DynamoDBLocal, memcached: MemcachedServer, tmp_path: Path
+) -> Service:
+    """A service that the test starts and ends itself."""
+    return Service(
+        tmp_path,
+        dsn=postgres.create_database(),
+        endpoint_url=dynamodb.endpoint_url,
+        prefix=f"t{secrets.token_hex(4)}_",
+        node=memcached.address,
+    )
+
+
+def test_sigterm_lets_calls_finish_and_leaves_nothing_behind(own_service: Service) -> None:
+    with own_service as service, ThreadPoolExecutor(4) as pool:
+        family = service.family()
+        with service.channel() as channel:
+            caller = Caller(channel)
+            versions: list[int] = []
+
+            def save_until_refused() -> None:
+                while True:
+                    try:
+                        versions.append(caller.save("one", {"n": len(versions)}).version)
+                    except grpc.RpcError as error:
+                        refused = error
+                        break
+                codes.append(refused)
+
+            codes: list[grpc.RpcError] = []
+            saving = [pool.submit(save_until_refused) for _ in range(4)]
+            eventually(lambda: len(versions) > 20, within=20, what="saves are under way")
+            service.process.send_signal(signal.SIGTERM)
+            assert service.process.wait(60) == 0
+            for future in saving:
+                future.result()
+    assert not any(process.is_running() for process in family)
+    assert "Fatal" not in own_service.log.read_text()
+    assert "Traceback" not in own_service.log.read_text()
+    # Each call was answered, or refused before it did anything.
+    assert sorted(versions) == list(range(1, len(versions) + 1))
+
+
+def test_nothing_outlives_a_supervisor_that_is_killed(own_service: Service) -> None:
+    with own_service as service:
+        family = service.family()
+        kill(family[0])
+        eventually(
+            lambda: not any(_runs(process) for process in family[1:]),
+            within=60,
+            what="all of its processes have ended",
+        )
+        service.process.wait(10)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_second_service_on_the_same_port_is_refused(service: Service) -> None:
+    refused = service.run("serve", check=False)
+    assert refused.returncode == 2
+    assert f"cannot listen on {service.target}" in refused.stderr
+
+
+def test_a_bad_configuration_is_told_in_full(tmp_path: Path, service: Service) -> None:
+    config = tmp_path / "duostore.toml"
+    config.write_text('[server]\nworkers = 0\nport = 1\n[kinds."a#b"]\ncache_ttl = 60\n')
+    refused = service.run("serve", "--config", str(config), check=False)
+    assert refused.returncode == 2
+    for key in ("server.workers", "server.port", "aurora.dsn", "dynamodb.region", "cache_ttl"):
+        assert key in refused.stderr
+    assert "Traceback" not in refused.stderr

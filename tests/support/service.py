@@ -1,0 +1,263 @@
+"""A whole service, `duostore serve`, over stores that a test gives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from typing import TYPE_CHECKING, Any, Self
+
+import grpc
+import psutil
+from google.protobuf.struct_pb2 import Struct
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from duostore.v1 import data_access_pb2, data_access_pb2_grpc, entity_pb2
+from tests.support.ports import free_port
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+# A machine with two cores starts a handful of processes in a few seconds; a loaded one
+# in many.
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
+CALL_SECONDS = 20.0
+
+_CONFIG = """
+[server]
+address = "127.0.0.1:{port}"
+workers = {workers}
+drain_timeout = "10s"
+[aurora]
+dsn = "{dsn}"
+[dynamodb]
+region = "local"
+endpoint_url = "{endpoint_url}"
+table_prefix = "{prefix}"
+[cache]
+nodes = ["{node}"]
+[metrics]
+address = "127.0.0.1:{metrics_port}"
+[logging]
+level = "info"
+format = "json"
+[kinds.proposal]
+[kinds.language]
+[kinds.template]
+projection = "async"
+"""
+
+
+class Service:
+    """Runs `duostore serve` while it is entered; its processes end with it, however it ends."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dsn: str,
+        endpoint_url: str,
+        prefix: str,
+        node: str,
+        workers: int = 2,
+    ) -> None:
+        self.port = free_port()
+        self.metrics_port = free_port()
+        self.config = folder / "duostore.toml"
+        self.log = folder / "service.log"
+        self.config.write_text(
+            _CONFIG.format(
+                port=self.port,
+                metrics_port=self.metrics_port,
+                workers=workers,
+                dsn=dsn,
+                endpoint_url=endpoint_url,
+                prefix=prefix,
+                node=node,
+            )
+        )
+        self._workers = workers
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def target(self) -> str:
+        """Return where it answers."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """Return its supervisor."""
+        assert self._process is not None, "the service is not running"
+        return self._process
+
+    def __enter__(self) -> Self:
+        self.run("migrate")
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*_COMMAND, "serve", "--config", str(self.config)],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            eventually(self._is_up, within=START_SECONDS, what="the service is up")
+        except BaseException as error:
+            self.stop()
+            error.add_note(self.log.read_text()[-4000:])
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        if exc is not None:
+            exc.add_note(self.log.read_text()[-4000:])
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command of `duostore` with the configuration of this service."""
+        return subprocess.run(
+            [*_COMMAND, *arguments],
+            env={**os.environ, "DUOSTORE_CONFIG": str(self.config), "DUOSTORE_TARGET": self.target},
+            check=check,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def stop(self) -> int:
+        """Stop it in order, by force if need be; return its exit code."""
+        code = 0
+        if self._process is not None:
+            family = self.family()
+            self._process.terminate()
+            try:
+                code = self._process.wait(STOP_SECONDS)
+            finally:
+                for process in family:
+                    if process.is_running():
+                        process.kill()
+                psutil.wait_procs(family, timeout=STOP_SECONDS)
+                self._process = None
+        return code
+
+    def family(self) -> list[psutil.Process]:
+        """Return its processes that run, the supervisor first."""
+        try:
+            first = psutil.Process(self.process.pid)
+            return [first, *first.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def workers(self) -> list[psutil.Process]:
+        """Return its serving processes."""
+        return [process for process in self.family() if "worker" in _arguments(process)]
+
+    def background(self) -> list[psutil.Process]:
+        """Return its background process, if it runs."""
+        return [process for process in self.family() if "background" in _arguments(process)]
+
+    def channel(self) -> grpc.Channel:
+        """Return a channel with a connection of its own, to whichever process takes it."""
+        return grpc.insecure_channel(self.target, options=[("grpc.use_local_subchannel_pool", 1)])
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of the samples of a metric that have these labels."""
+        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
+        with urllib.request.urlopen(url, timeout=CALL_SECONDS) as answer:
+            text = answer.read().decode()
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def health(self, name: str) -> int:
+        """Return the health of the whole (the empty name) or of a store."""
+        with self.channel() as channel:
+            request = health_pb2.HealthCheckRequest(service=name)
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            return int(stub.Check(request, timeout=CALL_SECONDS).status)
+
+    def _is_up(self) -> bool:
+        assert self.process.poll() is None, "the service ended"
+        try:
+            serving = self.health("") == health_pb2.HealthCheckResponse.SERVING
+        except grpc.RpcError:
+            return False
+        return serving and len(_listeners(self.workers(), self.port)) == self._workers
+
+
+class Caller:
+    """Calls a service, with plain values in and out."""
+
+    def __init__(self, channel: grpc.Channel, *, kind: str = "proposal") -> None:
+        self._kind = kind
+        self.stub = data_access_pb2_grpc.DataAccessStub(channel)
+
+    def key(self, id_: str) -> entity_pb2.EntityKey:
+        """Return the key of an entity of this caller's kind."""
+        return entity_pb2.EntityKey(kind=self._kind, id=id_)
+
+    def get(self, id_: str, **freshness: Any) -> data_access_pb2.GetResponse:
+        """Get an entity."""
+        request = data_access_pb2.GetRequest(key=self.key(id_), **freshness)
+        return self.stub.Get(request, timeout=CALL_SECONDS)
+
+    def save(self, id_: str, data: dict[str, Any], **options: Any) -> data_access_pb2.SaveResponse:
+        """Save an entity."""
+        request = data_access_pb2.SaveRequest(key=self.key(id_), data=struct(data), **options)
+        return self.stub.Save(request, timeout=CALL_SECONDS)
+
+    def delete(self, id_: str, **options: Any) -> data_access_pb2.DeleteResponse:
+        """Delete an entity."""
+        request = data_access_pb2.DeleteRequest(key=self.key(id_), **options)
+        return self.stub.Delete(request, timeout=CALL_SECONDS)
+
+
+def struct(data: dict[str, Any]) -> Struct:
+    """Return a document as a message."""
+    message = Struct()
+    message.update(data)
+    return message
+
+
+def kill(process: psutil.Process) -> None:
+    """Let a process die by SIGKILL; return when it has."""
+    process.send_signal(signal.SIGKILL)
+    eventually(
+        lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE,
+        within=10,
+        what="the process is dead",
+    )
+
+
+_COMMAND = (sys.executable, "-m", "duostore_server.cli.main")
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _listeners(processes: list[psutil.Process], port: int) -> list[psutil.Process]:
+    return [
+        process
+        for process in processes
+        if any(
+            connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            for connection in process.net_connections("tcp")
+        )
+    ]
