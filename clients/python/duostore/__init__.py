@@ -1,0 +1,75 @@
+"""The Python client of Duostore: ``Client``, what it takes and returns, and its errors.
+
+``duostore.v1`` holds the generated messages and stubs. Importing it, as the server does
+before it forks, loads neither the client nor gRPC: both come with the first use of a name
+of this module.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from duostore.client import Client
+    from duostore.errors import (
+        AbortedError,
+        AlreadyExistsError,
+        DeadlineExceededError,
+        EntityExistsError,
+        EntityNotFoundError,
+        Error,
+        FailedPreconditionError,
+        FieldViolation,
+        InternalError,
+        InvalidRequestError,
+        MinVersionNotReachedError,
+        NotFoundError,
+        OverloadedError,
+        ResourceExhaustedError,
+        StoreUnavailableError,
+        UnavailableError,
+        VersionMismatchError,
+        WriteOutcomeUnknownError,
+    )
+    from duostore.values import Entity, Key, Saved, Store
+
+__all__ = [
+    "AbortedError",
+    "AlreadyExistsError",
+    "Client",
+    "DeadlineExceededError",
+    "Entity",
+    "EntityExistsError",
+    "EntityNotFoundError",
+    "Error",
+    "FailedPreconditionError",
+    "FieldViolation",
+    "InternalError",
+    "InvalidRequestError",
+    "Key",
+    "MinVersionNotReachedError",
+    "NotFoundError",
+    "OverloadedError",
+    "ResourceExhaustedError",
+    "Saved",
+    "Store",
+    "StoreUnavailableError",
+    "UnavailableError",
+    "VersionMismatchError",
+    "WriteOutcomeUnknownError",
+]
+
+# Hidden from type checkers, for which it would turn every misspelt name into a valid one.
+if not TYPE_CHECKING:
+    from importlib import import_module
+
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            for home in ("values", "errors", "client"):
+                module = import_module(f"{__name__}.{home}")
+                if name in vars(module):
+                    return vars(module)[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
