@@ -218,13 +218,18 @@ def background(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator
         yield
 
 
+def dsn_of(settings: Settings) -> str:
+    """Return how to reach the writer of Aurora. Secret: it may hold a password."""
+    if settings.aurora.dsn is None:
+        raise ValueError("aurora.dsn is not set")
+    return settings.aurora.dsn.get_secret_value()
+
+
 def aurora_pool(settings: Settings) -> AuroraPool:
     """Return the pool of connections to Aurora, still closed."""
     aurora = settings.aurora
-    if aurora.dsn is None:
-        raise ValueError("aurora.dsn is not set")
     return AuroraPool(
-        aurora.dsn.get_secret_value(),
+        dsn_of(settings),
         min_size=aurora.pool_min,
         max_size=aurora.pool_max,
         wait=aurora.pool_wait,

@@ -12,8 +12,9 @@ from prometheus_client import CollectorRegistry
 from duostore_server import bootstrap
 from duostore_server.embedded.dynamodb import EmbeddedDynamoDB
 from duostore_server.embedded.postgres import EmbeddedPostgres
+from duostore_server.domain.errors import StoreUnavailableError
 from duostore_server.stopping import stop_on_signals, stop_with_supervisor
-from duostore_server.storage.aurora.migrate import migrate
+from duostore_server.storage.aurora.migrate import ensure_current, migrate
 from duostore_server.storage.dynamodb.tables import create_tables
 from duostore_server.telemetry.exposition import exposed
 from duostore_server.telemetry.metrics import Metrics
@@ -27,10 +28,23 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
+def check_schema(settings: Settings) -> None:
+    """Raise ``MigrationError`` if Aurora's schema is not the one of this release.
+
+    If Aurora cannot be reached this is not known, and not waited for: what is cached
+    and projected can be served meanwhile.
+    """
+    try:
+        ensure_current(bootstrap.dsn_of(settings))
+    except StoreUnavailableError:
+        _log.warning("schema not checked, aurora cannot be reached")
+
+
 def run_worker(settings: Settings) -> None:
     """Answer calls until the supervisor ends it."""
     stop = threading.Event()
     stop_with_supervisor(stop)
+    check_schema(settings)
     metrics = Metrics(CollectorRegistry())
     with (
         bootstrap.open_stores(settings, metrics) as stores,
@@ -45,6 +59,7 @@ def run_background(settings: Settings) -> None:
     """Do the background work until the supervisor ends it."""
     stop = threading.Event()
     stop_with_supervisor(stop)
+    check_schema(settings)
     metrics = Metrics(CollectorRegistry())
     with (
         bootstrap.open_stores(settings, metrics) as stores,

@@ -187,6 +187,12 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
+def test_a_service_without_its_schema_says_what_to_do(own_service: Service) -> None:
+    refused = own_service.run("serve", check=False)
+    assert refused.returncode == 2
+    assert "duostore migrate" in refused.stderr
+
+
 def test_a_second_service_on_the_same_port_is_refused(service: Service) -> None:
     refused = service.run("serve", check=False)
     assert refused.returncode == 2

@@ -203,6 +203,7 @@ class Caller:
 
     def __init__(self, channel: grpc.Channel, *, kind: str = "proposal") -> None:
         self._kind = kind
+        self.channel = channel
         self.stub = data_access_pb2_grpc.DataAccessStub(channel)
 
     def key(self, id_: str) -> entity_pb2.EntityKey:

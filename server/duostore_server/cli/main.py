@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from duostore_server.config.settings import Settings
+    from collections.abc import Callable
+
+    from duostore_server.config import Settings
 
 # Exit code of a command whose input or configuration cannot be used.
 UNUSABLE: Final = 2
@@ -112,7 +114,7 @@ def migrate(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Bring the schema of Aurora and the tables of DynamoDB up to date. Safe to repeat."""
     from duostore_server.cli.migrate import run  # noqa: PLC0415
 
-    run(_settings(config, process="migrate", serving=True))
+    raise typer.Exit(run(_settings(config, process="migrate", serving=True)))
 
 
 @app.command(hidden=True)
@@ -120,7 +122,7 @@ def worker(config: ConfigFile, name: str = "worker") -> None:
     """Run one serving process; `serve` starts these."""
     from duostore_server.processes import run_worker  # noqa: PLC0415
 
-    run_worker(_settings(config, process=name, serving=True))
+    _run_process(run_worker, _settings(config, process=name, serving=True))
 
 
 @app.command(hidden=True)
@@ -128,7 +130,7 @@ def background(config: ConfigFile) -> None:
     """Run the background process; `serve` starts it."""
     from duostore_server.processes import run_background  # noqa: PLC0415
 
-    run_background(_settings(config, process="background", serving=True))
+    _run_process(run_background, _settings(config, process="background", serving=True))
 
 
 @config_app.command("check")
@@ -174,6 +176,15 @@ def _settings(path: Path, *, process: str, serving: bool = False) -> Settings:
         _fail(f"{path}: {error}")
     configure_logs(level=settings.logging.level, form=settings.logging.format, process=process)
     return settings
+
+
+def _run_process(run: Callable[[Settings], None], settings: Settings) -> None:
+    from duostore_server.storage.aurora.migrate import MigrationError  # noqa: PLC0415
+
+    try:
+        run(settings)
+    except MigrationError as error:
+        _fail(str(error))
 
 
 def _fail(message: str) -> NoReturn:

@@ -7,28 +7,41 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from duostore_server.bootstrap import dynamodb_client
-from duostore_server.storage.aurora.migrate import migrate
+from duostore_server.bootstrap import dsn_of, dynamodb_client
+from duostore_server.domain.errors import StoreError
+from duostore_server.storage.aurora.migrate import MigrationError, migrate
 from duostore_server.storage.dynamodb.tables import create_tables
 
 if TYPE_CHECKING:
     from duostore_server.config import Settings
 
 
-def run(settings: Settings) -> None:
-    """Apply what is missing and say what was done."""
-    assert settings.aurora.dsn is not None, "the settings were checked for serving"  # noqa: S101
-    applied = migrate(settings.aurora.dsn.get_secret_value())
-    for name in applied:
-        typer.echo(f"aurora: applied {name}")
-    if not applied:
-        typer.echo("aurora: up to date")
+def run(settings: Settings) -> int:
+    """Apply what is missing, say what was done, and return the exit code."""
+    try:
+        applied = migrate(dsn_of(settings))
+        for name in applied:
+            typer.echo(f"aurora: applied {name}")
+        if not applied:
+            typer.echo("aurora: up to date")
+        _create_tables(settings)
+    except (MigrationError, StoreError) as error:
+        # Shown to the person who set the store up: here the driver's words help.
+        typer.echo(f"{error}" + (f" ({error.__cause__})" if error.__cause__ else ""), err=True)
+        return 1
+    return 0
+
+
+def _create_tables(settings: Settings) -> None:
     client = dynamodb_client(settings)
-    created = create_tables(
-        client,
-        prefix=settings.dynamodb.table_prefix,
-        pause=threading.Event().wait,
-        progress=lambda table, status: typer.echo(f"dynamodb: {table} is {status}"),
-    )
+    try:
+        created = create_tables(
+            client,
+            prefix=settings.dynamodb.table_prefix,
+            pause=threading.Event().wait,
+            progress=lambda table, status: typer.echo(f"dynamodb: {table} is {status}"),
+        )
+    finally:
+        client.close()
     if not created:
         typer.echo("dynamodb: up to date")

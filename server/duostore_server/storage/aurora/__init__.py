@@ -1,0 +1,1 @@
+"""The authority on Aurora PostgreSQL: entities and the outbox of their changes."""

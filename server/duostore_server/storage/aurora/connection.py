@@ -1,0 +1,107 @@
+"""Connections to Aurora: how they are opened, and that no call on them waits for ever."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from psycopg.abc import PQGen
+
+# A libpq connection string or URI, or what returns one: asked for each new connection,
+# so that it may hold a password that lives for minutes (an IAM token).
+Conninfo: TypeAlias = str | Callable[[], str]
+
+RV = TypeVar("RV")
+
+APPLICATION_NAME: Final = "duostore"
+_POLL_INTERVAL_SECONDS: Final = 0.1
+_DEFAULTS: Final = {
+    "client_encoding": "UTF8",
+    # A writer that was demoted may live on as a reader: do not connect to it.
+    "target_session_attrs": "read-write",
+    # A peer that vanished is noticed after 10 + 3 * 3 s while idle, after 5 s while it
+    # owes an acknowledgement.
+    "keepalives": "1",
+    "keepalives_idle": "10",
+    "keepalives_interval": "3",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "5000",
+}
+
+
+class BoundedConnection(psycopg.Connection[TupleRow]):
+    """A connection that stops waiting for the server at ``give_up_at``.
+
+    That is a time of ``time.monotonic``; None waits without end. The server's own
+    timeouts cannot do this: a server that is frozen or cut off keeps none. A call that
+    gave up raises ``psycopg.OperationalError`` without an SQLSTATE; the connection is of
+    no use then and must be closed.
+
+    ``timeout_ms`` is the ``statement_timeout`` of the session, 0 where it is not known.
+    """
+
+    give_up_at: float | None = None
+    timeout_ms: int = 0
+
+    def wait(
+        self,
+        gen: PQGen[RV],
+        interval: float = _POLL_INTERVAL_SECONDS,
+        timeout: float | None = None,
+    ) -> RV:
+        """Consume a generator of the driver's, as every call on a connection does."""
+        if self.give_up_at is not None:
+            timeout = max(0.0, self.give_up_at - time.monotonic())
+        return super().wait(gen, interval, timeout)
+
+    @property
+    def is_forsaken(self) -> bool:
+        """Whether the server has closed this idle connection. Costs a system call, no round trip.
+
+        Nothing is due on an idle connection: what can be read is a farewell.
+        """
+        poll = select.poll()
+        try:
+            poll.register(self.pgconn.socket, select.POLLIN)
+        except psycopg.OperationalError:
+            return True
+        return bool(poll.poll(0))
+
+
+def resolved(conninfo: Conninfo) -> str:
+    """Return the connection string as it is now."""
+    return conninfo() if callable(conninfo) else conninfo
+
+
+def completed(conninfo: str, *, connect_timeout: float, settings: Mapping[str, str]) -> str:
+    """Return the connection string with our defaults for what it leaves open.
+
+    ``settings`` are server parameters for the session; those that the string has in its
+    ``options`` win. ``connect_timeout`` is in seconds, of which libpq counts whole ones,
+    at least 2.
+    """
+    given = conninfo_to_dict(conninfo)
+    options = [f"-c {name}={_escaped(value)}" for name, value in settings.items()]
+    if theirs := given.pop("options", None):
+        options.append(str(theirs))
+    defaults = {
+        **_DEFAULTS,
+        "application_name": APPLICATION_NAME,
+        "connect_timeout": str(max(2, round(connect_timeout))),
+    }
+    if options:
+        defaults["options"] = " ".join(options)
+    return make_conninfo("", **{**defaults, **given})
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace(" ", "\\ ")

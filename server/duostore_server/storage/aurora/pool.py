@@ -1,0 +1,261 @@
+"""The pool of connections to Aurora: one statement at a time, bounded in every way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final, Self
+
+import psycopg
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from duostore_server.domain.errors import Store, StoreUnavailableError
+from duostore_server.storage.aurora.connection import BoundedConnection, completed, resolved
+from duostore_server.storage.aurora.errors import breaks_connection, is_contention, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+    from typing import LiteralString
+
+    from psycopg.abc import Params
+    from psycopg.rows import TupleRow
+
+    from duostore_server.domain.deadline import Deadline
+    from duostore_server.storage.aurora.connection import Conninfo
+
+# Longer-lived connections keep to a server that DNS may no longer name, and to the
+# memory that their backends have gathered.
+_MAX_LIFETIME_SECONDS: Final = 12 * 60.0
+_MAX_IDLE_SECONDS: Final = 5 * 60.0
+# After that the pool gives up on a new connection; the next call asks for one anew. It
+# bounds how long after an outage calls are still refused.
+_RECONNECT_SECONDS: Final = 1.0
+_RENEWAL_SECONDS: Final = 1.0
+# By so much a server that is alive may be late in saying that a statement timed out.
+_PATIENCE_SECONDS: Final = 0.25
+# A session's statement_timeout may stay if it is between this and all of what a call
+# has; otherwise it is set a little lower than that, so that it fits the next calls too.
+_LEAST_FIT: Final = 0.8
+_AIM: Final = 0.9
+_DEFAULT_PREPARE_THRESHOLD: Final = 5
+
+_SET_TIMEOUT: Final = "SELECT set_config('statement_timeout', %s, %s)"
+_SET_ANY: Final = "SELECT set_config(%s, %s, false)"
+
+
+class _Connections(ConnectionPool[BoundedConnection]):
+    """The driver's pool, less a fault of its queue: who stopped waiting stays in it.
+
+    With ``max_waiting`` such clients count, and during an outage nobody takes them out: soon
+    every call is refused as one too many, and since a refused call opens no connection the
+    pool does not come back when the server does (psycopg_pool 3.3.3).
+    """
+
+    def getconn(self, timeout: float | None = None) -> BoundedConnection:
+        """Return a connection; raises as the driver's pool does."""
+        try:
+            return super().getconn(timeout)
+        except PoolTimeout:
+            with self._lock:
+                for client in [client for client in self._waiting if client.error]:
+                    self._waiting.remove(client)
+            raise
+
+
+class AuroraPool:
+    """Runs single statements on the writer of Aurora. Use it as a context manager.
+
+    Every statement is a transaction of its own (autocommit). Times are seconds. A call
+    waits ``wait`` for a connection, unless ``max_waiting`` calls wait already; then its
+    statement has ``statement_timeout`` and waits ``lock_timeout`` for a lock: all of it
+    cut to the call's deadline.
+
+    With ``pooler`` a transaction pooler may stand between: nothing is prepared, and the
+    session's settings are not sent at its start but afterwards. A pooler may share or
+    forget them; set them for the database role as well.
+    """
+
+    def __init__(
+        self,
+        conninfo: Conninfo,
+        *,
+        min_size: int = 1,
+        max_size: int = 8,
+        wait: float = 0.5,
+        max_waiting: int = 32,
+        statement_timeout: float = 2.0,
+        lock_timeout: float = 1.0,
+        connect_timeout: float = 2.0,
+        max_lifetime: float = _MAX_LIFETIME_SECONDS,
+        pooler: bool = False,
+    ) -> None:
+        self._conninfo = conninfo
+        self._wait = wait
+        self._statement_timeout = statement_timeout
+        self._connect_timeout = connect_timeout
+        self._pooler = pooler
+        self._session = _session_settings(statement_timeout, lock_timeout)
+        self._renewal = threading.Lock()
+        self._renew_after = 0.0
+        self._pool = _Connections(
+            self._current_conninfo,
+            connection_class=BoundedConnection,
+            kwargs={
+                "autocommit": True,
+                "prepare_threshold": None if pooler else _DEFAULT_PREPARE_THRESHOLD,
+            },
+            configure=self._configure,
+            name="aurora",
+            open=False,
+            min_size=min_size,
+            max_size=max_size,
+            max_waiting=max_waiting,
+            max_lifetime=max_lifetime,
+            max_idle=_MAX_IDLE_SECONDS,
+            reconnect_timeout=_RECONNECT_SECONDS,
+        )
+
+    def start(self) -> None:
+        """Begin to connect in the background; returns at once, even if Aurora is down."""
+        self._pool.open()
+
+    def stop(self) -> None:
+        """Close the connections; calls that come later raise ``StoreUnavailableError``."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def execute(
+        self,
+        query: LiteralString,
+        params: Params,
+        deadline: Deadline,
+        *,
+        repeatable: bool = True,
+    ) -> Sequence[TupleRow]:
+        """Run one statement in a transaction of its own and return its rows.
+
+        One round trip, also where the deadline calls for a statement_timeout of its own.
+        A statement that was rolled back for contention is tried once more. Raises as the
+        ports say; ``WriteOutcomeUnknownError`` only if the statement is not
+        ``repeatable``, that is if a repetition would do more than it did itself. What has
+        no meaning to callers is raised as ``psycopg.Error``.
+        """
+        contended = False
+        while True:
+            connection = self._checked_out(deadline)
+            try:
+                return self._run(connection, query, params, deadline)
+            except psycopg.Error as error:
+                if is_contention(error) and not contended:
+                    contended = True
+                    continue
+                gave_up = time.monotonic() >= (connection.give_up_at or 0.0)
+                if breaks_connection(error):
+                    connection.close()
+                    self.renew()
+                failure = translated(error, repeatable=repeatable, gave_up=gave_up)
+                if failure is None:
+                    raise
+                raise failure from error
+            finally:
+                self._pool.putconn(connection)
+
+    def renew(self) -> None:
+        """Replace all connections, in the background and at most once a second.
+
+        Where one was lost or led to a reader, the others are no better.
+        """
+        now = time.monotonic()
+        with self._renewal:
+            if now < self._renew_after:
+                return
+            self._renew_after = now + _RENEWAL_SECONDS
+        self._pool.drain()
+
+    def _checked_out(self, deadline: Deadline) -> BoundedConnection:
+        """Return a connection of the pool that its server has not closed meanwhile.
+
+        Without this look each connection that died idle would cost a call, and a write
+        its outcome.
+        """
+        until = time.monotonic() + deadline.bound(self._wait)
+        while True:
+            try:
+                connection = self._pool.getconn(until - time.monotonic())
+            except psycopg.Error as error:
+                raise translated(error) or StoreUnavailableError(Store.AURORA) from error
+            if not connection.is_forsaken:
+                return connection
+            connection.close()
+            self._pool.putconn(connection)
+
+    def _run(
+        self,
+        connection: BoundedConnection,
+        query: LiteralString,
+        params: Params,
+        deadline: Deadline,
+    ) -> Sequence[TupleRow]:
+        bound = deadline.bound(self._statement_timeout)
+        connection.give_up_at = time.monotonic() + min(
+            bound + _PATIENCE_SECONDS, deadline.remaining()
+        )
+        limit = bound * 1000
+        if _LEAST_FIT * limit <= connection.timeout_ms <= limit:
+            return _rows(connection.execute(query, params))
+        chosen = max(1, int(_AIM * limit))
+        # One transaction with the statement: if that fails, so has the setting.
+        connection.timeout_ms = 0
+        with connection.pipeline():
+            connection.execute(_SET_TIMEOUT, (str(chosen), self._pooler))
+            cursor = connection.execute(query, params)
+        if not self._pooler:
+            connection.timeout_ms = chosen
+        return _rows(cursor)
+
+    def _current_conninfo(self) -> str:
+        return completed(
+            resolved(self._conninfo),
+            connect_timeout=self._connect_timeout,
+            settings={} if self._pooler else self._session,
+        )
+
+    def _configure(self, connection: BoundedConnection) -> None:
+        if self._pooler:
+            connection.give_up_at = time.monotonic() + self._connect_timeout
+            for name, value in self._session.items():
+                connection.execute(_SET_ANY, (name, value))
+        else:
+            connection.timeout_ms = _milliseconds(self._statement_timeout)
+
+
+def _session_settings(statement_timeout: float, lock_timeout: float) -> Mapping[str, str]:
+    return {
+        "statement_timeout": str(_milliseconds(statement_timeout)),
+        "lock_timeout": str(_milliseconds(lock_timeout)),
+        # No transaction is ever left open; should one be, it must not hold locks for long.
+        "idle_in_transaction_session_timeout": "5000",
+        # Statements rely on it: what waited for a row goes on with the row as it is then.
+        "default_transaction_isolation": "read committed",
+        "timezone": "UTC",
+    }
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
+
+
+def _rows(cursor: psycopg.Cursor[TupleRow]) -> Sequence[TupleRow]:
+    return cursor.fetchall() if cursor.description else ()

@@ -1,0 +1,248 @@
+"""What every engine of the outbox promises."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from duostore_server.domain.deadline import Deadline
+from duostore_server.domain.entities import Backlog, Change
+from duostore_server.domain.errors import DeadlineExceededError
+from duostore_server.domain.keys import EntityKey
+from tests.support.authority_engines import in_memory, migrated_pool, on_postgresql, soon
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from duostore_server.storage.aurora.pool import AuroraPool
+    from tests.support.authority_engines import Engine
+    from tests.support.servers import PostgresServer
+
+AT_ONCE = timedelta()
+IN_A_SECOND = timedelta(seconds=1)
+IN_AN_HOUR = timedelta(hours=1)
+THREADS = 8
+
+
+@pytest.fixture(scope="module")
+def database(postgres: PostgresServer) -> Iterator[tuple[str, AuroraPool]]:
+    dsn = postgres.create_database()
+    with migrated_pool(dsn) as pool:
+        yield dsn, pool
+
+
+@pytest.fixture(params=["postgresql", "fake"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    if request.param == "fake":
+        return in_memory()
+    return on_postgresql(*request.getfixturevalue("database"))
+
+
+def key(number: int) -> EntityKey:
+    return EntityKey("acme", "proposal", f"p-{number}")
+
+
+def save(engine: Engine, number: int, due_after: timedelta = AT_ONCE) -> int:
+    return engine.authority.write(Change(key(number), {}, None, due_after), soon()).outbox_id
+
+
+def claim(engine: Engine, limit: int = 100) -> list[EntityKey]:
+    return [row.key for row in engine.outbox.claim(limit, soon())]
+
+
+def depth(engine: Engine) -> int:
+    return engine.outbox.backlog(soon()).depth
+
+
+def test_nothing_is_due_in_an_empty_outbox(engine: Engine) -> None:
+    assert claim(engine) == []
+    assert engine.outbox.backlog(soon()) == Backlog(0, 0.0)
+
+
+def test_a_row_falls_due_after_its_time(engine: Engine) -> None:
+    save(engine, 1, IN_AN_HOUR)
+    assert claim(engine) == []
+    engine.elapse(3599)
+    assert claim(engine) == []
+    engine.elapse(1.1)
+    assert claim(engine) == [key(1)]
+
+
+def test_a_deletion_is_an_obligation_too(engine: Engine) -> None:
+    first = save(engine, 1)
+    tombstone = engine.authority.write(Change(key(1), None, None, AT_ONCE), soon())
+    engine.outbox.complete([first], soon())
+    assert [(r.id, r.key) for r in engine.outbox.claim(9, soon())] == [
+        (tombstone.outbox_id, key(1))
+    ]
+
+
+def test_the_oldest_are_claimed_first(engine: Engine) -> None:
+    for number, due_after in ((1, 30), (2, 10), (3, 20), (4, 5), (5, 7200)):
+        save(engine, number, timedelta(seconds=due_after))
+    engine.elapse(60)
+    assert claim(engine, limit=3) == [key(4), key(2), key(3)]
+    assert claim(engine, limit=3) == [key(1)]
+
+
+def test_a_claimed_row_is_given_to_nobody_until_the_claim_runs_out(engine: Engine) -> None:
+    saved = save(engine, 1)
+    (claimed,) = engine.outbox.claim(1, soon())
+    assert claimed.id == saved
+    assert claim(engine) == []
+    engine.elapse(2)
+    assert claim(engine) == []
+    engine.elapse(1.1)
+    assert engine.outbox.claim(1, soon()) == [claimed]
+
+
+def test_a_completed_row_is_gone(engine: Engine) -> None:
+    ids = [save(engine, number) for number in range(5)]
+    engine.outbox.complete(ids[:3], soon())
+    engine.outbox.complete(ids[:3], soon())
+    engine.outbox.complete([], soon())
+    assert depth(engine) == 2
+    assert sorted(row.id for row in engine.outbox.claim(9, soon())) == ids[3:]
+    engine.outbox.complete(ids, soon())
+    engine.elapse(3600)
+    assert claim(engine) == []
+    assert depth(engine) == 0
+
+
+def test_a_key_has_one_row_with_an_id_of_its_newest_change(engine: Engine) -> None:
+    ids = [save(engine, 1) for _ in range(5)]
+    assert ids == sorted(set(ids))
+    assert depth(engine) == 1
+    (row,) = engine.outbox.claim(9, soon())
+    assert row.id == ids[-1]
+
+
+def test_completing_an_older_id_takes_nothing_away(engine: Engine) -> None:
+    older = save(engine, 1)
+    newer = save(engine, 1)
+    engine.outbox.complete([older, older - 1, 10**15], soon())
+    assert depth(engine) == 1
+    engine.outbox.complete([newer], soon())
+    assert depth(engine) == 0
+
+
+def test_a_change_during_a_claim_is_taken_up_although_the_claimer_completes(engine: Engine) -> None:
+    save(engine, 1)
+    (claimed,) = engine.outbox.claim(1, soon())
+    newer = save(engine, 1, IN_A_SECOND)
+    engine.outbox.complete([claimed.id], soon())
+    assert claim(engine) == []
+    # By its own time, not when the claim would have run out.
+    engine.elapse(1.5)
+    assert [row.id for row in engine.outbox.claim(1, soon())] == [newer]
+
+
+def test_a_key_that_is_saved_again_and_again_falls_due_all_the_same(engine: Engine) -> None:
+    save(engine, 1, IN_A_SECOND)
+    engine.elapse(0.6)
+    save(engine, 1, IN_A_SECOND)
+    assert claim(engine) == []
+    engine.elapse(0.6)
+    newest = save(engine, 1, IN_A_SECOND)
+    assert [row.id for row in engine.outbox.claim(1, soon())] == [newest]
+
+
+def test_a_key_that_is_to_be_projected_at_once_does_not_wait_for_its_older_row(
+    engine: Engine,
+) -> None:
+    save(engine, 1, IN_AN_HOUR)
+    save(engine, 1, AT_ONCE)
+    assert claim(engine) == [key(1)]
+
+
+def test_the_backlog_is_as_old_as_its_oldest_change(engine: Engine) -> None:
+    save(engine, 1, IN_AN_HOUR)
+    engine.elapse(100)
+    second = save(engine, 2)
+    engine.elapse(10)
+    save(engine, 1)
+    backlog = engine.outbox.backlog(soon())
+    assert backlog.depth == 2
+    assert 110 <= backlog.oldest_seconds < 140
+    for row in engine.outbox.claim(9, soon()):
+        if row.id != second:
+            engine.outbox.complete([row.id], soon())
+    # Claiming makes a row no younger.
+    backlog = engine.outbox.backlog(soon())
+    assert backlog.depth == 1
+    assert 10 <= backlog.oldest_seconds < 40
+
+
+def test_no_two_claimers_get_the_same_row(engine: Engine) -> None:
+    rows = 400
+    saved = {save(engine, number) for number in range(rows)}
+    barrier = threading.Barrier(THREADS)
+
+    def claimer(_: int) -> list[int]:
+        mine: list[int] = []
+        barrier.wait()
+        while found := engine.outbox.claim(7, soon()):
+            mine += [row.id for row in found]
+        return mine
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        claimed = [id_ for mine in pool.map(claimer, range(THREADS)) for id_ in mine]
+    # A claimer may have passed over rows that another was just claiming, and found no more.
+    claimed += [row.id for row in engine.outbox.claim(rows, soon())]
+    assert len(claimed) == len(set(claimed))
+    assert set(claimed) == saved
+
+
+def test_savers_claimers_and_completers_leave_nothing_behind(engine: Engine) -> None:
+    """C8, as far as the outbox goes: every obligation is met, and none is met too early."""
+    keys, rounds = 5, 60
+    projected: dict[EntityKey, int] = {}
+    guard = threading.Lock()
+    stop = threading.Event()
+
+    def saver(_: int) -> None:
+        for n in range(rounds):
+            save(engine, n % keys)
+
+    def project() -> int:
+        rows = engine.outbox.claim(3, soon())
+        current = engine.authority.read([row.key for row in rows], soon())
+        with guard:
+            for name, entity in current.items():
+                projected[name] = max(projected.get(name, 0), entity.version)
+        engine.outbox.complete([row.id for row in rows], soon())
+        return len(rows)
+
+    def projector(_: int) -> None:
+        while not stop.is_set():
+            project()
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        projectors = [pool.submit(projector, n) for n in range(3)]
+        try:
+            list(pool.map(saver, range(4)))
+        finally:
+            stop.set()
+        for done in projectors:
+            done.result()
+    engine.elapse(3600)
+    while project():
+        pass
+    assert depth(engine) == 0
+    assert projected == {key(n): 4 * rounds // keys for n in range(keys)}
+
+
+def test_a_deadline_that_passed_stops_a_call_before_it_begins(engine: Engine) -> None:
+    saved = save(engine, 1)
+    for deadline in (Deadline.after(0), Deadline.after(10, cancelled=lambda: True)):
+        with pytest.raises(DeadlineExceededError):
+            engine.outbox.claim(1, deadline)
+        with pytest.raises(DeadlineExceededError):
+            engine.outbox.complete([saved], deadline)
+        with pytest.raises(DeadlineExceededError):
+            engine.outbox.backlog(deadline)
+    assert claim(engine) == [key(1)]

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from psycopg.types.numeric import Int8
+
+from duostore_server.domain.deadline import Deadline
+from duostore_server.domain.entities import Change, OutboxRow
+from duostore_server.domain.errors import StoreTimeoutError
+from duostore_server.domain.keys import EntityKey
+from duostore_server.storage.aurora.authority import _UPSERT, AuroraAuthority
+from duostore_server.storage.aurora.outbox import _CLAIM, AuroraOutbox
+from tests.support.authority_engines import migrated_pool, soon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from psycopg.rows import TupleRow
+
+    from duostore_server.storage.aurora.pool import AuroraPool
+
+
+class ReadsByPosition(AuroraOutbox):
+    """The mutant that takes the outbox for a log: it claims what comes after the last id."""
+
+    _last = 0
+
+    def claim(self, limit: int, deadline: Deadline) -> Sequence[OutboxRow]:
+        rows = self._pool.execute(
+            "SELECT id, tenant, kind, entity_id FROM duostore.outbox"
+            " WHERE id > %s AND due_time <= clock_timestamp() ORDER BY id LIMIT %s",
+            (Int8(self._last), Int8(limit)),
+            deadline,
+        )
+        self._last = max((self._last, *(row[0] for row in rows)))
+        return [OutboxRow(id_, EntityKey(*key)) for id_, *key in rows]
+
+
+class WaitsForSavers(AuroraOutbox):
+    """The mutant that deletes rows whether they are locked or not."""
+
+    def complete(self, ids: Collection[int], deadline: Deadline) -> None:
+        self._pool.execute(
+            "DELETE FROM duostore.outbox WHERE id = ANY (%s)",
+            ([Int8(id_) for id_ in ids],),
+            deadline,
+        )
+
+
+@pytest.fixture
+def pool(postgres_dsn: str) -> Iterator[AuroraPool]:
+    with migrated_pool(postgres_dsn) as pool:
+        yield pool
+
+
+def key(name: object) -> EntityKey:
+    return EntityKey("", "proposal", str(name))
+
+
+def save(pool: AuroraPool, name: object, due_after: timedelta = timedelta()) -> int:
+    change = Change(key(name), {}, None, due_after)
+    return AuroraAuthority(pool).write(change, soon()).outbox_id
+
+
+@contextmanager
+def saving(dsn: str, name: object) -> Iterator[psycopg.Connection[TupleRow]]:
+    """Do a Save by the very statement of production, in a transaction that commits at the end."""
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            _UPSERT,
+            {
+                "tenant": "",
+                "kind": "proposal",
+                "id": str(name),
+                "data": "{}",
+                "due_after": timedelta(),
+                "if_absent": False,
+            },
+        )
+        yield connection
+
+
+def claimed_around_a_late_commit(pool: AuroraPool, dsn: str, outbox: AuroraOutbox) -> list[str]:
+    """Commit a row whose id is lower than one that was claimed and completed before."""
+    with saving(dsn, "late"):
+        save(pool, "early")
+        first = outbox.claim(10, soon())
+        outbox.complete([row.id for row in first], soon())
+    second = outbox.claim(10, soon())
+    assert all(row.id < first[0].id for row in second)
+    return [row.key.id for row in (*first, *second)]
+
+
+def test_a_row_that_is_committed_late_is_found(pool: AuroraPool, postgres_dsn: str) -> None:
+    claimed = claimed_around_a_late_commit(pool, postgres_dsn, AuroraOutbox(pool))
+    assert claimed == ["early", "late"]
+
+
+def test_a_reader_by_position_loses_a_row_that_is_committed_late(
+    pool: AuroraPool, postgres_dsn: str
+) -> None:
+    claimed = claimed_around_a_late_commit(pool, postgres_dsn, ReadsByPosition(pool))
+    assert claimed == ["early"]
+
+
+def test_completing_does_not_wait_for_a_saver(pool: AuroraPool, postgres_dsn: str) -> None:
+    busy, idle = save(pool, "busy"), save(pool, "idle")
+    with saving(postgres_dsn, "busy"):
+        AuroraOutbox(pool).complete([busy, idle], Deadline.after(5))
+        assert AuroraOutbox(pool).backlog(soon()).depth == 1
+    assert [row.key.id for row in AuroraOutbox(pool).claim(10, soon())] == ["busy"]
+
+
+def test_a_plain_delete_would_wait_for_a_saver(pool: AuroraPool, postgres_dsn: str) -> None:
+    busy = save(pool, "busy")
+    with saving(postgres_dsn, "busy"), pytest.raises(StoreTimeoutError):
+        WaitsForSavers(pool).complete([busy], Deadline.after(0.3))
+
+
+def test_claiming_does_not_wait_for_a_saver(pool: AuroraPool, postgres_dsn: str) -> None:
+    save(pool, "busy")
+    save(pool, "idle")
+    with saving(postgres_dsn, "busy"):
+        claimed = AuroraOutbox(pool).claim(10, Deadline.after(5))
+    assert [row.key.id for row in claimed] == ["idle"]
+
+
+def test_no_row_lock_outlives_a_claim(pool: AuroraPool, postgres_dsn: str) -> None:
+    save(pool, "one")
+    AuroraOutbox(pool).claim(10, soon())
+    with psycopg.connect(postgres_dsn) as connection:
+        locked = connection.execute("SELECT id FROM duostore.outbox FOR UPDATE NOWAIT").fetchall()
+    assert len(locked) == 1
+
+
+def test_savers_of_many_keys_never_deadlock_with_completions(
+    pool: AuroraPool, postgres_dsn: str
+) -> None:
+    """Savers lock several rows at once, in every order of keys that does not deadlock them."""
+    names = [f"k{n}" for n in range(6)]
+    ids: dict[str, list[int]] = defaultdict(list)
+    outbox = AuroraOutbox(pool)
+
+    def saver(offset: int) -> None:
+        for n in range(40):
+            name = names[(offset + n) % len(names)]
+            ids[name].append(save(pool, name))
+
+    def saver_of_all(_: int) -> None:
+        for _ in range(20):
+            with psycopg.connect(postgres_dsn) as connection:
+                for name in names:
+                    connection.execute(
+                        "UPDATE duostore.outbox SET id = DEFAULT WHERE entity_id = %s", (name,)
+                    )
+
+    def completer(backwards: int) -> None:
+        for _ in range(60):
+            known = [id_ for name in names for id_ in ids[name][-3:]]
+            outbox.complete(known[:: -1 if backwards else 1] or [0], soon())
+            outbox.claim(3, soon())
+
+    def together(work: Callable[[int], None], n: int) -> None:
+        barrier.wait()
+        work(n)
+
+    works = [*((saver, n) for n in range(3)), (saver_of_all, 0), (completer, 0), (completer, 1)]
+    barrier = threading.Barrier(len(works))
+    with ThreadPoolExecutor(len(works)) as threads:
+        running = [threads.submit(together, work, n) for work, n in works]
+        for done in running:
+            done.result(timeout=60)
+    with psycopg.connect(postgres_dsn) as connection:
+        connection.execute("SELECT pg_stat_force_next_flush()")
+        ((deadlocks,),) = connection.execute(
+            "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        )
+    assert deadlocks == 0
+
+
+def test_a_clock_that_was_set_back_makes_nothing_wait(pool: AuroraPool, postgres_dsn: str) -> None:
+    authority = AuroraAuthority(pool)
+    first = authority.write(Change(key(1), {}, None, timedelta()), soon())
+    AuroraOutbox(pool).complete([first.outbox_id], soon())
+    with psycopg.connect(postgres_dsn) as connection:
+        connection.execute("UPDATE duostore.entity SET update_time = now() + interval '1 hour'")
+        ((ahead,),) = connection.execute("SELECT update_time FROM duostore.entity")
+    second = authority.write(Change(key(1), {}, None, timedelta()), soon())
+    assert second.entity.update_time == ahead
+    tombstone = authority.write(Change(key(1), None, None, timedelta()), soon())
+    assert tombstone.entity.update_time == ahead
+    third = authority.write(Change(key(1), {}, None, timedelta()), soon())
+    assert third.entity.create_time == third.entity.update_time == ahead
+    (row,) = AuroraOutbox(pool).claim(10, soon())
+    assert row.id == third.outbox_id
+    assert AuroraOutbox(pool).backlog(soon()).oldest_seconds < 600
+
+
+def test_a_large_backlog_is_claimed_by_its_index(pool: AuroraPool, postgres_dsn: str) -> None:
+    with psycopg.connect(postgres_dsn, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO duostore.outbox (tenant, kind, entity_id, due_time, create_time)"
+            " SELECT '', 'proposal', n, now() - n * interval '1 ms', now()"
+            " FROM generate_series(1, 20000) AS n"
+        )
+        connection.execute("ANALYZE duostore.outbox")
+        plan = connection.execute("EXPLAIN " + _CLAIM, (Int8(100), timedelta(seconds=3))).fetchall()
+    assert any("Index Scan using outbox_due_time" in line for (line,) in plan)
+    assert not any("Sort Key: outbox.due_time" in line for (line,) in plan)
+    claimed = AuroraOutbox(pool).claim(500, soon())
+    assert [row.key.id for row in claimed] == [str(n) for n in range(20000, 19500, -1)]

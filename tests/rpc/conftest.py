@@ -1,0 +1,86 @@
+"""One service for the tests of the API, over the real stores of the run."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+
+from tests.support.in_process import InProcess, in_process
+from tests.support.service import Caller
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.servers import DynamoDBLocal, MemcachedServer, PostgresServer
+
+CONFIG = """
+[kinds.proposal]
+schema = "proposal.json"
+max_bytes = "64KiB"
+[kinds.note]
+max_bytes = "4MiB"
+[kinds.tag]
+projection = "async"
+[server]
+max_message_bytes = "16MiB"
+"""
+SCHEMA = """
+{
+  "type": "object",
+  "required": ["title"],
+  "additionalProperties": false,
+  "properties": {
+    "title": {"type": "string", "minLength": 1},
+    "pages": {"type": "integer"},
+    "parts": {"type": "array", "items": {"type": "object", "required": ["price"]}}
+  }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def api(
+    postgres: PostgresServer,
+    dynamodb: DynamoDBLocal,
+    memcached: MemcachedServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[InProcess]:
+    folder = tmp_path_factory.mktemp("api")
+    (folder / "proposal.json").write_text(SCHEMA)
+    (folder / "duostore.toml").write_text(CONFIG)
+    with in_process(
+        folder / "duostore.toml",
+        dsn=postgres.create_database(),
+        endpoint_url=dynamodb.endpoint_url,
+        prefix=f"t{secrets.token_hex(4)}_",
+        node=memcached.address,
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def channel(api: InProcess) -> Iterator[grpc.Channel]:
+    options = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(api.target, options=options) as opened:
+        yield opened
+
+
+@pytest.fixture
+def notes(channel: grpc.Channel) -> Caller:
+    """Somebody who calls for a kind without a schema."""
+    return Caller(channel, kind="note")
+
+
+@pytest.fixture
+def proposals(channel: grpc.Channel) -> Caller:
+    """Somebody who calls for a kind with a schema."""
+    return Caller(channel, kind="proposal")
+
+
+@pytest.fixture
+def id_() -> str:
+    """The id of an entity that nobody else uses."""
+    return secrets.token_hex(8)

@@ -1,0 +1,73 @@
+"""The service in the test's own process, over real stores."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+
+from duostore_server import bootstrap
+from duostore_server.config import load
+from duostore_server.storage.aurora.migrate import migrate
+from duostore_server.storage.dynamodb.tables import create_tables
+from duostore_server.telemetry.metrics import Metrics
+from tests.support.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from duostore_server.bootstrap import Stores
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """A service that answers at ``target``; ``stores`` are its own."""
+
+    target: str
+    stores: Stores
+    registry: CollectorRegistry
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of the samples of a metric that have these labels."""
+        return sum(
+            sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+
+@contextmanager
+def in_process(
+    config: Path, *, dsn: str, endpoint_url: str, prefix: str, node: str
+) -> Iterator[InProcess]:
+    """Run the service and its projector with a configuration file, but for where stores are."""
+    port = free_port()
+    settings = load(
+        config,
+        {
+            "DUOSTORE__SERVER__ADDRESS": f"127.0.0.1:{port}",
+            "DUOSTORE__AURORA__DSN": dsn,
+            "DUOSTORE__DYNAMODB__REGION": "local",
+            "DUOSTORE__DYNAMODB__ENDPOINT_URL": endpoint_url,
+            "DUOSTORE__DYNAMODB__TABLE_PREFIX": prefix,
+            "DUOSTORE__CACHE__NODES": node,
+        },
+        serving=True,
+    )
+    migrate(dsn)
+    client = bootstrap.dynamodb_client(settings)
+    create_tables(client, prefix=prefix, pause=threading.Event().wait)
+    client.close()
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    with (
+        bootstrap.open_stores(settings, metrics) as stores,
+        bootstrap.background(settings, stores, metrics),
+        bootstrap.serving(settings, stores, metrics),
+    ):
+        yield InProcess(f"127.0.0.1:{port}", stores, registry)
