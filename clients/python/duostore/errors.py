@@ -1,0 +1,186 @@
+"""What a call may raise: a class for each reason, below one for its status code.
+
+``except duostore.NotFoundError`` therefore also holds for reasons that a newer server
+gives and this client does not know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from grpc import StatusCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field of a request and what is wrong with it. ``field`` is a path: ``data.a[0].b``."""
+
+    field: str
+    description: str
+
+
+class Error(Exception):
+    """A call failed; its text says what to do next. All errors of this client are below it.
+
+    ``reason`` is the server's ``ErrorReason`` without its prefix, or empty if the server
+    gave none, as when it could not be reached. ``code`` is the gRPC status code.
+    ``metadata`` holds the details of the reason. ``request_id`` names the call in the
+    server's log. ``retry_after`` is in seconds, None if the server did not say.
+    ``field_violations`` lists what is wrong with the request. ``maybe_applied`` is True
+    of a write whose outcome is not known: read the entity with ``strong`` before you repeat
+    it. If it is False, nothing was changed.
+    """
+
+    # Details that every error of the class has in its metadata, as whole numbers.
+    details: ClassVar[tuple[str, ...]] = ()
+
+    # All but the message have defaults, so that pickling works as for any exception.
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        reason: str = "",
+        code: StatusCode = StatusCode.UNKNOWN,
+        metadata: Mapping[str, str] | None = None,
+        request_id: str = "",
+        retry_after: float | None = None,
+        field_violations: Iterable[FieldViolation] = (),
+        maybe_applied: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.code = code
+        self.metadata = dict(metadata or {})
+        self.request_id = request_id
+        self.retry_after = retry_after
+        self.field_violations = tuple(field_violations)
+        self.maybe_applied = maybe_applied
+
+
+class InvalidRequestError(Error, ValueError):
+    """The request cannot be accepted as it is: ``field_violations`` says why.
+
+    Raised for what the server refuses, and before anything is sent for a document that
+    could not be sent unchanged.
+    """
+
+
+class NotFoundError(Error):
+    """Something that the call names does not exist."""
+
+
+class EntityNotFoundError(NotFoundError):
+    """The entity does not exist or is deleted."""
+
+    details = ("version",)
+
+    @property
+    def version(self) -> int:
+        """Return the version of the deletion; 0 if the entity never existed."""
+        return int(self.metadata["version"])
+
+
+class AlreadyExistsError(Error):
+    """Something that the call would create exists."""
+
+
+class EntityExistsError(AlreadyExistsError):
+    """The save had ``if_absent``, and the entity exists."""
+
+    details = ("version",)
+
+    @property
+    def version(self) -> int:
+        """Return the version that the entity has."""
+        return int(self.metadata["version"])
+
+
+class AbortedError(Error):
+    """The call lost against another one. Nothing was changed."""
+
+
+class VersionMismatchError(AbortedError):
+    """The entity's version is not ``if_version``: somebody else wrote in between."""
+
+    details = ("expected", "version")
+
+    @property
+    def expected(self) -> int:
+        """Return the ``if_version`` of the call."""
+        return int(self.metadata["expected"])
+
+    @property
+    def version(self) -> int:
+        """Return the version that the entity has; 0 if it does not exist."""
+        return int(self.metadata["version"])
+
+
+class FailedPreconditionError(Error):
+    """The call does not fit the state of the system; repeating it does not help."""
+
+
+class MinVersionNotReachedError(FailedPreconditionError):
+    """The entity has never had ``min_version``."""
+
+    details = ("min_version", "version")
+
+    @property
+    def min_version(self) -> int:
+        """Return the ``min_version`` of the call."""
+        return int(self.metadata["min_version"])
+
+    @property
+    def version(self) -> int:
+        """Return the newest version of the entity; 0 if it never existed."""
+        return int(self.metadata["version"])
+
+
+class UnavailableError(Error):
+    """The server, or what it needs, cannot be reached. Nothing was changed; try again."""
+
+
+class StoreUnavailableError(UnavailableError):
+    """A store that the call needs cannot be reached. Nothing was changed; try again."""
+
+
+class WriteOutcomeUnknownError(Error):
+    """A connection was lost during a write, which may or may not have been applied.
+
+    Not an ``UnavailableError``, since it must not be answered by trying again: read the
+    entity with ``strong`` first. Raised if the server lost a store, and if the client lost
+    the server or could not reach it, which gRPC does not tell apart.
+    """
+
+
+class DeadlineExceededError(Error):
+    """The timeout of the call passed. A write may or may not have been applied."""
+
+
+class ResourceExhaustedError(Error):
+    """A limit is reached: of work, or of the size of a message."""
+
+
+class OverloadedError(ResourceExhaustedError):
+    """The server, or a store behind it, has more work than it can take. Nothing was changed."""
+
+
+class InternalError(Error):
+    """A fault of the server; its log holds the detail under ``request_id``.
+
+    A write may or may not have been applied.
+    """
+
+
+def invalid_request(violations: Iterable[FieldViolation]) -> InvalidRequestError:
+    """Return the error for a request that is refused before it is sent."""
+    listed = tuple(violations)
+    return InvalidRequestError(
+        "; ".join(f"{violation.field}: {violation.description}" for violation in listed),
+        reason="INVALID_REQUEST",
+        code=StatusCode.INVALID_ARGUMENT,
+        field_violations=listed,
+    )

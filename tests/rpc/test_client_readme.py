@@ -1,0 +1,91 @@
+"""The client's README, run as it is written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+import duostore
+from duostore.v1 import data_access_pb2, entity_pb2
+from tests.rpc.test_client_scripted_service import ScriptedService, client_of, serving
+
+if TYPE_CHECKING:
+    import pytest
+    from google.protobuf.message import Message
+
+README = Path(__file__).parents[2] / "clients" / "python" / "README.md"
+BLOCKS = re.findall(r"(?ms)^```(\w+)\n(.*?)^```", README.read_text(encoding="utf-8"))
+SHELL = [block for language, block in BLOCKS if language == "sh"]
+FIRST, READING, WRITING, CONNECTING = [block for language, block in BLOCKS if language == "python"]
+
+
+def found(request: Any, _: grpc.ServicerContext) -> Message:
+    response = data_access_pb2.GetResponse(entity=entity_pb2.Entity(key=request.key, version=7))
+    response.entity.data.update({"title": "A new roof", "status": "draft"})
+    return response
+
+
+def all_missing(request: Any, _: grpc.ServicerContext) -> Message:
+    return data_access_pb2.BatchGetResponse(missing=request.keys)
+
+
+def test_the_first_save_and_get_take_under_ten_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    service = ScriptedService()
+    service.script("Save", data_access_pb2.SaveResponse(version=7))
+    service.script("Get", found)
+    with serving(service) as (_, target):
+        exec(FIRST.replace("127.0.0.1:50051", target), {})
+    assert capsys.readouterr().out == "7 A new roof unknown\n"
+    save, get = (asked.request for asked in service.asked)
+    assert save.data["status"] == "draft"
+    assert get.min_version == 7
+    lines = [line for line in (SHELL[0] + FIRST).splitlines() if line]
+    assert len(lines) < 10
+
+
+def test_reading_as_written() -> None:
+    service = ScriptedService()
+    service.script("Get", *[found] * 4)
+    service.script("BatchGet", *[all_missing] * 4)
+    names: dict[str, Any] = {"duostore": duostore}
+    with client_of(service) as client:
+        exec(READING, names | {"client": client}, names)
+    assert [asked.request.WhichOneof("freshness") for asked in service.asked[:4]] == [
+        None,
+        None,
+        "min_version",
+        "strong",
+    ]
+    assert sum(len(asked.request.keys) for asked in service.asked[4:]) == 2000
+    assert names["found"] == {}
+
+
+def test_writing_as_written() -> None:
+    service = ScriptedService()
+    service.script("Get", found)
+    service.script("Save", *[data_access_pb2.SaveResponse(version=8)] * 2)
+    service.script("Delete", data_access_pb2.DeleteResponse(version=9))
+    with client_of(service) as client:
+        exec(WRITING, {"client": client})
+    _, first, _, second = (asked.request for asked in service.asked)
+    assert (first.if_version, first.data["status"]) == (7, "published")
+    assert second.if_absent
+
+
+def test_connecting_as_written() -> None:
+    names: dict[str, Any] = {"duostore": duostore, "grpc": grpc, "token": "t"}
+    exec(CONNECTING, names)
+    names["client"].close()
+
+
+def test_every_error_is_explained() -> None:
+    text = README.read_text(encoding="utf-8")
+    raised = [name for name in duostore.__all__ if name.endswith("Error")]
+    assert [
+        name for name in raised if f"`{name}`" not in text and f"`duostore.{name}`" not in text
+    ] == []
+    named = set(re.findall(r"`(\w+Error)`", text)) - {"ValueError"}
+    assert named <= set(duostore.__all__)

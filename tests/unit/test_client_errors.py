@@ -1,0 +1,218 @@
+"""The errors of the client, and the statuses that they are made of."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from google.protobuf.any_pb2 import Any as Packed
+from google.rpc import error_details_pb2, status_pb2
+
+import duostore
+from duostore import errors
+from duostore.status import BY_CODE, BY_REASON, Call, error_of
+from duostore.v1 import errors_pb2
+from duostore_server.domain import errors as domain
+from duostore_server.rpc.status import CODES, status_of
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+READ = Call("get('proposal', 'p1')", "sent-1", writes=False)
+WRITE = Call("save('proposal', 'p1')", "sent-1", writes=True)
+
+NUMBERS = {"version": "5", "expected": "2", "min_version": "9"}
+DETAILS = "grpc-status-details-bin"
+REASONS = [
+    name.removeprefix("ERROR_REASON_")
+    for name in errors_pb2.ErrorReason.keys()  # noqa: SIM118 - no dict
+    if name != "ERROR_REASON_UNSPECIFIED"
+]
+
+
+def classes() -> list[type[duostore.Error]]:
+    return [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, duostore.Error)
+    ]
+
+
+def trailing(*details: Message) -> list[tuple[str, str | bytes]]:
+    status = status_pb2.Status()
+    for detail in details:
+        packed = Packed()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return [("x-other", "1"), (DETAILS, status.SerializeToString())]
+
+
+def info(reason: str, domain: str = "duostore", **metadata: str) -> error_details_pb2.ErrorInfo:
+    return error_details_pb2.ErrorInfo(reason=reason, domain=domain, metadata=metadata)
+
+
+def test_every_reason_of_the_contract_has_a_class_of_its_own() -> None:
+    assert sorted(BY_REASON) == sorted(REASONS)
+    assert len(set(BY_REASON.values())) == len(REASONS)
+    assert all(getattr(duostore, kind.__name__) is kind for kind in classes())
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_reason_is_raised_as_its_class_below_that_of_its_code(reason: str) -> None:
+    code = CODES[domain.Reason(reason)]
+    error = error_of(READ, code, "it failed", trailing(info(reason, **NUMBERS)))
+    assert type(error) is BY_REASON[reason]
+    assert (error.reason, error.code, error.metadata) == (reason, code, NUMBERS)
+    for name in type(error).details:
+        assert getattr(error, name) == int(NUMBERS[name])
+    if reason != "WRITE_OUTCOME_UNKNOWN":  # which is not to be tried again
+        assert isinstance(error, BY_CODE[code])
+
+
+@pytest.mark.parametrize("code", list(grpc.StatusCode))
+def test_a_reason_that_is_not_known_falls_back_on_the_code(code: grpc.StatusCode) -> None:
+    error = error_of(READ, code, "it failed", trailing(info("MADE_LATER", a="b")))
+    assert type(error) is BY_CODE.get(code, duostore.Error)
+    assert (error.reason, error.code, error.metadata) == ("MADE_LATER", code, {"a": "b"})
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        pytest.param([], id="none"),
+        pytest.param([("x-other", "1")], id="others only"),
+        pytest.param([(DETAILS, b"\xff\xff garbled")], id="garbled"),
+        pytest.param(
+            [
+                (
+                    DETAILS,
+                    status_pb2.Status(
+                        details=[
+                            Packed(
+                                type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff"
+                            )
+                        ]
+                    ).SerializeToString(),
+                )
+            ],
+            id="garbled within",
+        ),
+        pytest.param(
+            trailing(info("ENTITY_NOT_FOUND", "example.com", version="1")), id="of others"
+        ),
+        pytest.param(trailing(error_details_pb2.Help()), id="of another type"),
+    ],
+)
+def test_details_that_are_not_ours_are_as_none(details: list[tuple[str, str | bytes]]) -> None:
+    error = error_of(READ, grpc.StatusCode.NOT_FOUND, "no such page", details)
+    assert type(error) is duostore.NotFoundError
+    assert (error.reason, error.metadata, error.request_id) == ("", {}, "sent-1")
+    assert "no such page" in str(error)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"version": ""}, {"version": "-1"}, {"version": "²"}])
+def test_a_class_is_never_without_the_numbers_that_it_promises(metadata: dict[str, str]) -> None:
+    details = trailing(info("ENTITY_NOT_FOUND", **metadata))
+    error = error_of(READ, grpc.StatusCode.NOT_FOUND, "absent", details)
+    assert type(error) is duostore.NotFoundError
+
+
+DOMAIN_ERRORS: list[tuple[Exception, type[duostore.Error], dict[str, object]]] = [
+    (
+        domain.InvalidRequestError([domain.FieldViolation("key.id", "must not be empty")]),
+        duostore.InvalidRequestError,
+        {"field_violations": (duostore.FieldViolation("key.id", "must not be empty"),)},
+    ),
+    (domain.EntityNotFoundError(3), duostore.EntityNotFoundError, {"version": 3}),
+    (domain.EntityExistsError(4), duostore.EntityExistsError, {"version": 4}),
+    (
+        domain.VersionMismatchError(2, 0),
+        duostore.VersionMismatchError,
+        {"expected": 2, "version": 0},
+    ),
+    (
+        domain.MinVersionNotReachedError(9, 5),
+        duostore.MinVersionNotReachedError,
+        {"min_version": 9, "version": 5},
+    ),
+    (
+        domain.StoreUnavailableError(domain.Store.AURORA),
+        duostore.StoreUnavailableError,
+        {"metadata": {"store": "aurora"}, "retry_after": 1},
+    ),
+    (
+        domain.WriteOutcomeUnknownError(domain.Store.AURORA),
+        duostore.WriteOutcomeUnknownError,
+        {"maybe_applied": True},
+    ),
+    (domain.DeadlineExceededError(), duostore.DeadlineExceededError, {"maybe_applied": True}),
+    (
+        domain.StoreOverloadedError(domain.Store.AURORA),
+        duostore.OverloadedError,
+        {"maybe_applied": False, "retry_after": 1},
+    ),
+    (ZeroDivisionError(), duostore.InternalError, {"maybe_applied": True}),
+]
+
+
+@pytest.mark.parametrize(("said", "kind", "attributes"), DOMAIN_ERRORS)
+def test_what_the_server_says_arrives(
+    said: Exception, kind: type[duostore.Error], attributes: dict[str, object]
+) -> None:
+    code, status = status_of(said, "request-1")
+    error = error_of(WRITE, code, status.details, status.trailing_metadata)
+    assert type(error) is kind
+    assert {name: getattr(error, name) for name in attributes} == attributes
+    assert error.request_id == "request-1"
+    assert str(error).startswith(f"{WRITE.text}: {status.details}")
+
+
+REFUSED = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNAUTHENTICATED,
+}
+
+
+@pytest.mark.parametrize("code", list(grpc.StatusCode))
+def test_a_write_may_have_been_applied_unless_it_was_refused(code: grpc.StatusCode) -> None:
+    error = error_of(WRITE, code, "it failed", [])
+    assert error.maybe_applied is (code not in REFUSED)
+    assert ("strong=True" in str(error)) is error.maybe_applied
+    assert not (error.maybe_applied and isinstance(error, duostore.UnavailableError))
+    assert error_of(READ, code, "it failed", []).maybe_applied is False
+
+
+@pytest.mark.parametrize("kind", classes())
+def test_errors_survive_pickling_and_copying(kind: type[duostore.Error]) -> None:
+    error = kind(
+        "it failed",
+        reason="A_REASON",
+        code=grpc.StatusCode.ABORTED,
+        metadata=NUMBERS,
+        request_id="request-1",
+        retry_after=1.5,
+        field_violations=[duostore.FieldViolation("a", "b")],
+        maybe_applied=True,
+    )
+    error.add_note("seen at three in the morning")
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(other) is kind
+        assert other.args == error.args
+        assert vars(other) == vars(error)
+        assert str(other) == "it failed"
+
+
+def test_only_a_refused_request_is_a_value_error() -> None:
+    assert [kind.__name__ for kind in classes() if issubclass(kind, ValueError)] == [
+        "InvalidRequestError"
+    ]

@@ -1,0 +1,86 @@
+"""The package of the client, as it is installed and imported."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+import duostore
+from duostore.channel import channel_options
+from duostore.v1 import data_access_pb2_grpc
+
+CLIENT = Path(__file__).parents[2] / "clients" / "python"
+
+
+def test_every_name_of_the_package_is_there() -> None:
+    assert duostore.__all__ == sorted(set(duostore.__all__))
+    assert all(getattr(duostore, name).__name__ == name for name in duostore.__all__)
+    assert set(duostore.__all__) <= set(dir(duostore))
+    with pytest.raises(AttributeError, match="no attribute 'Clinet'"):
+        _ = duostore.Clinet  # type: ignore[attr-defined]
+
+
+def test_the_messages_load_neither_grpc_nor_the_client() -> None:
+    program = "import sys; from duostore.v1 import data_access_pb2, errors_pb2; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout.split()
+    assert "duostore.v1.data_access_pb2" in loaded
+    assert not {"grpc", "duostore.client", "duostore.errors", "duostore.values"} & set(loaded)
+
+
+def test_the_requirements_are_those_of_the_generated_stubs() -> None:
+    project = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
+    assert f"grpcio>={data_access_pb2_grpc.GRPC_GENERATED_VERSION}" in project["dependencies"]
+    source = (CLIENT / "duostore" / "v1" / "entity_pb2.py").read_text()
+    found = re.search(r"# Protobuf Python Version: (\S+)", source)
+    assert found is not None
+    assert f"protobuf>={found[1]}" in project["dependencies"]
+
+
+def test_the_caller_s_channel_options_count_before_the_client_s_own() -> None:
+    ours = dict(channel_options([], retries=True))
+    theirs = channel_options([("grpc.keepalive_time_ms", 60_000), ("a.b", 1)], retries=True)
+    assert ours["grpc.keepalive_time_ms"] == 30_000
+    assert ours["grpc.max_receive_message_length"] == 128 * 2**20
+    assert dict(theirs) == {**ours, "grpc.keepalive_time_ms": 60_000, "a.b": 1}
+    assert len(theirs) == len(dict(theirs))
+    assert "grpc.service_config" not in dict(channel_options([], retries=False))
+
+
+NOW = datetime(2025, 1, 1, tzinfo=UTC)
+ENTITY = duostore.Entity(
+    "acme", "proposal", "p1", 3, {"a": [1]}, NOW, NOW, duostore.Store.AURORA, None
+)
+
+
+def test_entities_are_equal_wherever_they_were_read() -> None:
+    again = replace(ENTITY, served_from=duostore.Store.CACHE, cached_time=NOW)
+    assert again == ENTITY
+    assert hash(again) == hash(ENTITY)
+    assert replace(ENTITY, version=4) != ENTITY
+    assert replace(ENTITY, data={"a": [2]}) != ENTITY
+
+
+def test_values_survive_pickling() -> None:
+    for value in (ENTITY, ENTITY.key, duostore.Saved(1, NOW, projected=True)):
+        assert pickle.loads(pickle.dumps(value)) == value
+    assert pickle.loads(pickle.dumps(ENTITY)).served_from is duostore.Store.AURORA
+
+
+@pytest.mark.parametrize("parts", [(1, "a", ""), ("a", 1, ""), ("a", "b", None), ("a", b"b", "")])
+def test_a_key_has_only_strings(parts: tuple[str, str, str]) -> None:
+    with pytest.raises(TypeError, match=r"of type \w+; send a str"):
+        duostore.Key(*parts)
