@@ -105,6 +105,7 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
                 timeout=dynamodb.read_timeout,
                 reads_in_flight=dynamodb.read_in_flight,
                 writes_in_flight=dynamodb.write_in_flight,
+                statements=dynamodb.statements,
             )
         )
         cache, cache_probe = _open_cache(settings, metrics, stack)

@@ -10,9 +10,9 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from duostore_server import bootstrap
+from duostore_server.domain.errors import StoreUnavailableError
 from duostore_server.embedded.dynamodb import EmbeddedDynamoDB
 from duostore_server.embedded.postgres import EmbeddedPostgres
-from duostore_server.domain.errors import StoreUnavailableError
 from duostore_server.stopping import stop_on_signals, stop_with_supervisor
 from duostore_server.storage.aurora.migrate import ensure_current, migrate
 from duostore_server.storage.dynamodb.tables import create_tables

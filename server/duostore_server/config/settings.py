@@ -83,9 +83,7 @@ class Server(Section):
     max_concurrent_rpcs: int = _key(
         1000, "Calls that a process holds at a time, waiting ones included.", 8, 100_000
     )
-    max_message_bytes: Size = _size(
-        "8MiB", "The largest request or answer, as protobuf.", "64KiB", "256MiB"
-    )
+    max_message_bytes: Size = _size("8MiB", "The largest request, as protobuf.", "64KiB", "256MiB")
     max_connection_age: Duration = _duration(
         "10m",
         "After this long a connection is closed, so that clients spread anew over the processes.",
@@ -155,6 +153,11 @@ class DynamoDB(Section):
     compress_above: Size = _size(
         1024, "Entities above this size are stored compressed.", 0, "400KiB"
     )
+    statements: bool = _key(
+        True,  # noqa: FBT003 - a default
+        "Whether concurrent writes may travel together, as PartiQL statements; needs the "
+        "permissions dynamodb:PartiQLInsert and dynamodb:PartiQLUpdate.",
+    )
     read_in_flight: int = _key(
         4, "Batches that a process reads at a time; further keys gather meanwhile.", 1, 64
     )
@@ -200,7 +203,7 @@ class Projector(Section):
         "200ms", "How often it looks for changes when there were none.", "10ms", "10s"
     )
     claim: Duration = _duration(
-        "3s",
+        "1500ms",
         "After this long, a change that was taken up and not finished is taken up anew.",
         "100ms",
         "5m",
@@ -271,6 +274,9 @@ class Settings(Section):
     def embedded(self, *, dsn: str, endpoint_url: str) -> Settings:
         """Return the same settings on the stores of the embedded default, whatever they named."""
         aurora = self.aurora.model_copy(update={"dsn": SecretStr(dsn), "pooler": False})
-        dynamodb = self.dynamodb.model_copy(update={"endpoint_url": endpoint_url})
+        # The emulator has no statements with several parameters.
+        dynamodb = self.dynamodb.model_copy(
+            update={"endpoint_url": endpoint_url, "statements": False}
+        )
         cache = self.cache.model_copy(update={"backend": "memory"})
         return self.model_copy(update={"aurora": aurora, "dynamodb": dynamodb, "cache": cache})

@@ -18,7 +18,14 @@ def configure_logs(*, level: str, form: Literal["auto", "json", "console"], **bo
     every line.
     """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
+
+    def bind(
+        _logger: object, _method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        return {**bound, **event}
+
     shared: list[structlog.typing.Processor] = [
+        bind,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -51,4 +58,3 @@ def configure_logs(*, level: str, form: Literal["auto", "json", "console"], **bo
     # The drivers tell of every retry and connection; our metrics and errors do.
     for name in ("botocore", "boto3", "urllib3", "psycopg", "psycopg.pool", "werkzeug", "moto"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    structlog.contextvars.bind_contextvars(**bound)

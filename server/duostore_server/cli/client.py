@@ -1,0 +1,254 @@
+"""The commands that call a running service: their options and their help.
+
+Imports no grpc; what a command does is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path  # noqa: TC003 - typer reads annotations as it runs
+from typing import Annotated, Final
+
+import typer
+
+from duostore_server.cli.client_options import (
+    Address,
+    CaFile,
+    CertFile,
+    Id,
+    IfVersion,
+    KeyFile,
+    Kind,
+    ServerName,
+    Tenant,
+    Timeout,
+    Tls,
+    key_of,
+    target_of,
+    utf8,
+)
+from duostore_server.cli.target import DEFAULT_ADDRESS
+
+_PANEL: Final = "Calls of a running service"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (get, save, delete, health, load):
+        app.command(help=_reflowed(command.__doc__ or ""), rich_help_panel=_PANEL)(command)
+
+
+def get(
+    kind: Kind,
+    id: Id,  # noqa: A002 - its name on the command line
+    *,
+    tenant: Tenant = "",
+    min_version: Annotated[
+        int | None, typer.Option(min=0, help="Read this version or a newer one.")
+    ] = None,
+    strong: Annotated[bool, typer.Option("--strong", help="Read from Aurora's writer.")] = False,
+    target: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 5.0,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
+    server_name: ServerName = None,
+) -> None:
+    """Print an entity as JSON: key, version, data, times and the store that served it.
+
+    Exit codes, here and for save and delete: 0 done; 1 not found, a precondition that does
+    not hold, or a fault; 2 bad input; 3 the service is unavailable or too slow.
+    """
+    from duostore_server.cli import remote  # noqa: PLC0415 - see above
+
+    if strong and min_version is not None:
+        raise typer.BadParameter("--strong and --min-version exclude each other")
+    where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
+    raise typer.Exit(
+        remote.get(
+            where,
+            key_of(tenant, kind, id),
+            min_version=min_version,
+            strong=strong,
+            timeout=timeout,
+        )
+    )
+
+
+def save(
+    kind: Kind,
+    id: Id,  # noqa: A002 - as above
+    stdin: Annotated[
+        str | None, typer.Argument(metavar="-", help="Read the document from standard input.")
+    ] = None,
+    *,
+    data: Annotated[str | None, typer.Option(help="The document, as JSON.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A file with the document.")] = None,
+    if_version: IfVersion = None,
+    if_absent: Annotated[
+        bool, typer.Option("--if-absent", help="Only if it does not exist.")
+    ] = False,
+    tenant: Tenant = "",
+    target: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 5.0,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
+    server_name: ServerName = None,
+) -> None:
+    """Create an entity or replace its data, and print its new version.
+
+    Numbers are doubles. One that a double would change, such as a whole number beyond
+    2^53, is refused: send a string.
+    """
+    from duostore_server.cli import remote  # noqa: PLC0415 - see above
+
+    if if_absent and if_version is not None:
+        raise typer.BadParameter("--if-absent and --if-version exclude each other")
+    where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
+    raise typer.Exit(
+        remote.save(
+            where,
+            key_of(tenant, kind, id),
+            _document(stdin, data, file),
+            if_version=if_version,
+            if_absent=if_absent,
+            timeout=timeout,
+        )
+    )
+
+
+def delete(
+    kind: Kind,
+    id: Id,  # noqa: A002 - as above
+    *,
+    if_version: IfVersion = None,
+    tenant: Tenant = "",
+    target: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 5.0,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
+    server_name: ServerName = None,
+) -> None:
+    """Delete an entity, and print the version that the deletion is."""
+    from duostore_server.cli import remote  # noqa: PLC0415 - see above
+
+    where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
+    raise typer.Exit(
+        remote.delete(where, key_of(tenant, kind, id), if_version=if_version, timeout=timeout)
+    )
+
+
+def health(
+    *,
+    service: Annotated[
+        str | None,
+        typer.Option(help="Only this: aurora, dynamodb, cache, or a gRPC service by full name."),
+    ] = None,
+    target: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 5.0,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
+    server_name: ServerName = None,
+) -> None:
+    """Print whether the service serves, and each store behind it. Exit with 1 if it does not."""
+    from duostore_server.cli import remote  # noqa: PLC0415 - see above
+
+    where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
+    raise typer.Exit(remote.health(where, service=service, timeout=timeout))
+
+
+def load(
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE.jsonl", show_default=False, help="A JSON object a line.")
+    ],
+    *,
+    kind: Annotated[str, typer.Option(help="The kind of the entities.", show_default=False)],
+    id: Annotated[  # noqa: A002 - as above
+        str,
+        typer.Option(
+            metavar="FIELD",
+            show_default=False,
+            help="Where the id stands in each object: a name, or a dotted path such as meta.id.",
+        ),
+    ],
+    tenant: Tenant = "",
+    in_flight: Annotated[
+        int, typer.Option(min=1, max=1000, help="How many lines are under way at a time.")
+    ] = 32,
+    if_absent: Annotated[
+        bool, typer.Option("--if-absent", help="Leave entities that exist as they are.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew; forget an interrupted load.")
+    ] = False,
+    retry_for: Annotated[
+        float, typer.Option(min=0, help="Seconds to retry a line for while the service is down.")
+    ] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    target: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 10.0,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
+    server_name: ServerName = None,
+) -> None:
+    """Save every line of a file as an entity. Repeat the command to resume it.
+
+    Progress is kept beside the file in FILE.jsonl.load-progress until all is done; lines
+    that cannot be saved go to FILE.jsonl.rejected, with line number and reason. Lines of one
+    id are saved in the order of the file. No line is lost. A line whose answer was lost, or
+    that was saved in the last moments before the load was killed (-9), may be saved twice: the
+    same content, with the next version; with --if-absent it may be counted as one that existed.
+
+    Exit codes: 0 all lines are saved; 1 some were rejected, or a fault; 2 it cannot begin so;
+    3 the service was unavailable for too long; 130 interrupted by Ctrl-C or SIGTERM.
+    """
+    from duostore_server.cli.load import Load  # noqa: PLC0415 - see above
+    from duostore_server.cli.load import load as run  # noqa: PLC0415 - see above
+    from duostore_server.cli.load_outcome import Limits  # noqa: PLC0415 - see above
+
+    if not all(id.split(".")):
+        raise typer.BadParameter(f"{id!r} is no dotted path", param_hint="--id")
+    what = Load(
+        source=source,
+        target=target_of(target, tls, ca_file, cert_file, key_file, server_name),
+        tenant=utf8(tenant, "--tenant"),
+        kind=utf8(kind, "--kind"),
+        id_path=id,
+        if_absent=if_absent,
+        restart=restart,
+        limits=Limits(in_flight=in_flight, timeout=timeout, retry_for=retry_for),
+    )
+    raise typer.Exit(run(what, as_json=as_json))
+
+
+def _reflowed(docstring: str) -> str:
+    """Return the text with each paragraph on one line: a terminal breaks lines by itself."""
+    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+
+
+def _document(stdin: str | None, data: str | None, file: Path | None) -> bytes:
+    if sum(source is not None for source in (stdin, data, file)) != 1:
+        raise typer.BadParameter("give the document once: by --data, by --file, or by -")
+    if data is not None:
+        return data.encode(errors="surrogateescape")
+    if file is not None:
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise typer.BadParameter(
+                f"{file} cannot be read: {error.strerror}", param_hint="--file"
+            ) from error
+    if stdin != "-":
+        raise typer.BadParameter(f"{stdin!r}: only - can stand here, for standard input")
+    return sys.stdin.buffer.read()

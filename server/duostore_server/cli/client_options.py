@@ -1,0 +1,96 @@
+"""The options that the commands which call a running service have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from duostore_server.cli.target import Target
+from duostore_server.domain.keys import EntityKey
+
+_TLS_PANEL: Final = "TLS"
+
+Kind = Annotated[str, typer.Argument(metavar="KIND", show_default=False)]
+Id = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
+Tenant = Annotated[str, typer.Option("--tenant", help="The tenant; empty if there is but one.")]
+IfVersion = Annotated[
+    int | None, typer.Option("--if-version", min=1, help="Only if it exists with this version.")
+]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=0.001, help="Seconds to wait for the answer.")
+]
+Address = Annotated[
+    str,
+    typer.Option("--target", metavar="HOST:PORT", envvar="DUOSTORE_TARGET", help="The service."),
+]
+Tls = Annotated[
+    bool,
+    typer.Option("--tls", envvar="DUOSTORE_TLS", help="Use TLS.", rich_help_panel=_TLS_PANEL),
+]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca-file",
+        envvar="DUOSTORE_CA_FILE",
+        help="Certificates to trust, in PEM, instead of the system's.",
+        rich_help_panel=_TLS_PANEL,
+    ),
+]
+CertFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--cert-file",
+        envvar="DUOSTORE_CERT_FILE",
+        help="The certificate to show, in PEM.",
+        rich_help_panel=_TLS_PANEL,
+    ),
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        envvar="DUOSTORE_KEY_FILE",
+        help="The key of that certificate, in PEM.",
+        rich_help_panel=_TLS_PANEL,
+    ),
+]
+ServerName = Annotated[
+    str | None,
+    typer.Option(
+        "--server-name",
+        envvar="DUOSTORE_SERVER_NAME",
+        help="The name in the service's certificate, if not that of the target.",
+        rich_help_panel=_TLS_PANEL,
+    ),
+]
+
+
+def target_of(  # noqa: PLR0917 - the options in their order
+    address: str,
+    tls: bool,  # noqa: FBT001 - as above
+    ca_file: Path | None,
+    cert_file: Path | None,
+    key_file: Path | None,
+    server_name: str | None,
+) -> Target:
+    """Return the service that the options name."""
+    target = Target(address, tls, ca_file, cert_file, key_file, server_name)
+    if problem := target.problem():
+        raise typer.BadParameter(problem)
+    return target
+
+
+def key_of(tenant: str, kind: str, id: str) -> EntityKey:  # noqa: A002 - its name
+    """Return the key that the arguments name."""
+    return EntityKey(utf8(tenant, "--tenant"), utf8(kind, "KIND"), utf8(id, "ID"))
+
+
+def utf8(argument: str, name: str) -> str:
+    """Return the argument if it was UTF-8."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter("is not UTF-8", param_hint=name) from error
+    return argument

@@ -1,0 +1,1 @@
+"""PostgreSQL and DynamoDB as child processes, for development: no installation but Python."""

@@ -1,0 +1,205 @@
+"""The port ``Projections`` on DynamoDB."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Final
+
+from duostore_server.domain.errors import Store, StoreOverloadedError, StoreTimeoutError
+from duostore_server.storage.dynamodb.coalescer import Coalescer, Direct
+from duostore_server.storage.dynamodb.errors import ErrorEdge
+from duostore_server.storage.dynamodb.items import encode
+from duostore_server.storage.dynamodb.statements import MAX_STATEMENTS
+from duostore_server.storage.dynamodb.table import MAX_KEYS, ProjectionTable
+from duostore_server.storage.dynamodb.tables import projection_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from types_boto3_dynamodb import DynamoDBClient
+
+    from duostore_server.domain.deadline import Deadline
+    from duostore_server.domain.entities import Projection
+    from duostore_server.domain.keys import EntityKey
+    from duostore_server.storage.dynamodb.coalescer import Batching
+    from duostore_server.storage.dynamodb.items import Unreadable, Write
+
+_FIRST_BACKOFF_SECONDS: Final = 0.010
+
+# Past this a write travels alone: the call itself no longer is what it costs, and
+# a batch of such would be slow to send.
+_MAX_TOGETHER_BYTES: Final = 32 * 1024
+
+# Fewer calls in flight are fuller calls: with two, one that hangs leaves the other.
+_TOGETHER_IN_FLIGHT: Final = 2
+
+# Requests that may wait for a thread, in one process.
+_MAX_WAITING_READS: Final = 5_000
+_MAX_WAITING_WRITES: Final = 500
+
+
+class DynamoProjections:
+    """Reads and puts projections, within the smaller of the deadline and its own timeout.
+
+    Writes travel together where they can. One that was not applied so, or is large,
+    travels alone: that call creates what is missing, replaces what cannot be read and
+    tells what is held.
+    """
+
+    def __init__(
+        self,
+        *,
+        reads: Batching[EntityKey, Projection | None],
+        together: Batching[Write, Projection | None] | None,
+        alone: Batching[Write, Projection],
+        compress_above: int,
+        timeout: float,
+        pause: Callable[[float], object],
+        jitter: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``jitter`` returns the part of a backoff to ``pause`` for, at most 1."""
+        self._reads = reads
+        self._together = together
+        self._alone = alone
+        self._compress_above = compress_above
+        self._timeout = timeout
+        self._pause = pause
+        self._jitter = jitter
+        self._clock = clock
+
+    def read(self, keys: Collection[EntityKey], deadline: Deadline) -> dict[EntityKey, Projection]:
+        ends = self._clock() + self._timeout
+        held: dict[EntityKey, Projection] = {}
+        pending = keys
+        backoff = _FIRST_BACKOFF_SECONDS
+        left = self._timeout
+        while True:
+            answers = self._reads.ask(pending, deadline, left)
+            held |= {key: found for key, found in answers.items() if found is not None}
+            pending = [key for key in pending if key not in answers]
+            if not pending:
+                return held
+            self._pause(deadline.bound(backoff * self._jitter()))
+            backoff *= 2
+            left = ends - self._clock()
+            if left <= 0:
+                raise StoreOverloadedError(Store.DYNAMODB)
+
+    def put(self, key: EntityKey, projection: Projection, deadline: Deadline) -> Projection:
+        ends = self._clock() + self._timeout
+        write = encode(key, projection, compress_above=self._compress_above)
+        left = self._timeout
+        if self._together is not None and write.size <= _MAX_TOGETHER_BYTES:
+            held = self._together.ask((write,), deadline, left)[write]
+            if held is not None:
+                return held
+            left = ends - self._clock()
+            if left <= 0:
+                raise StoreTimeoutError(Store.DYNAMODB)
+        return self._alone.ask((write,), deadline, left)[write]
+
+
+@contextmanager
+def open_projections(
+    client: DynamoDBClient,
+    *,
+    prefix: str,
+    unreadable: Unreadable,
+    compress_above: int = 1024,
+    timeout: float = 1.0,
+    reads_in_flight: int = 2,
+    writes_in_flight: int = 8,
+    statements: bool = True,
+) -> Iterator[DynamoProjections]:
+    """Run the threads that call DynamoDB, and yield the projections that use them.
+
+    ``timeout`` is in seconds, and the most that a caller waits for a read or a put.
+    ``reads_in_flight`` and ``writes_in_flight`` are numbers of threads; the client's pool
+    should hold a connection for each. ``statements`` off keeps to single puts, for a
+    DynamoDB that has no PartiQL.
+    """
+    table = _table(client, prefix, unreadable, statements_from=2)
+    closing = threading.Event()
+    with ExitStack() as stack:
+        projections = DynamoProjections(
+            reads=stack.enter_context(
+                Coalescer(
+                    "dynamodb-read",
+                    table.fetch,
+                    store=Store.DYNAMODB,
+                    max_batch=MAX_KEYS,
+                    max_in_flight=reads_in_flight,
+                    max_waiting=_MAX_WAITING_READS,
+                )
+            ),
+            together=stack.enter_context(
+                Coalescer(
+                    "dynamodb-put-together",
+                    table.put_together,
+                    store=Store.DYNAMODB,
+                    max_batch=MAX_STATEMENTS,
+                    max_in_flight=_TOGETHER_IN_FLIGHT,
+                    max_waiting=_MAX_WAITING_WRITES,
+                )
+            )
+            if statements
+            else None,
+            alone=stack.enter_context(
+                Coalescer(
+                    "dynamodb-put",
+                    table.put,
+                    store=Store.DYNAMODB,
+                    max_batch=1,
+                    max_in_flight=writes_in_flight,
+                    max_waiting=_MAX_WAITING_WRITES,
+                )
+            ),
+            compress_above=compress_above,
+            timeout=timeout,
+            pause=closing.wait,
+            jitter=random.random,
+        )
+        # Nobody backs off while the threads are being stopped.
+        stack.callback(closing.set)
+        yield projections
+
+
+def direct_projections(
+    client: DynamoDBClient,
+    *,
+    prefix: str,
+    unreadable: Unreadable,
+    pause: Callable[[float], object],
+    clock: Callable[[], float],
+    compress_above: int = 1024,
+    timeout: float = 1.0,
+    statements: bool = True,
+) -> DynamoProjections:
+    """Return projections that call DynamoDB from their caller's thread, with no batching."""
+    table = _table(client, prefix, unreadable, statements_from=1)
+    return DynamoProjections(
+        reads=Direct(table.fetch, max_batch=MAX_KEYS),
+        together=Direct(table.put_together, max_batch=MAX_STATEMENTS) if statements else None,
+        alone=Direct(table.put, max_batch=1),
+        compress_above=compress_above,
+        timeout=timeout,
+        pause=pause,
+        jitter=lambda: 1.0,
+        clock=clock,
+    )
+
+
+def _table(
+    client: DynamoDBClient, prefix: str, unreadable: Unreadable, *, statements_from: int
+) -> ProjectionTable:
+    return ProjectionTable(
+        client,
+        table=projection_table(prefix),
+        edge=ErrorEdge(),
+        unreadable=unreadable,
+        statements_from=statements_from,
+    )

@@ -1,0 +1,156 @@
+"""The projection table: the requests that are made of it, one call to DynamoDB each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from botocore.exceptions import ClientError
+
+from duostore_server.domain.entities import Form
+from duostore_server.storage.dynamodb.errors import error_code, is_overload
+from duostore_server.storage.dynamodb.items import decode, stub
+from duostore_server.storage.dynamodb.statements import EXPECTED_REFUSALS, refusal, statement
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from types_boto3_dynamodb import DynamoDBClient
+
+    from duostore_server.domain.entities import Projection
+    from duostore_server.domain.keys import EntityKey
+    from duostore_server.storage.dynamodb.errors import ErrorEdge
+    from duostore_server.storage.dynamodb.items import Unreadable, Write
+
+MAX_KEYS: Final = 100
+
+# An item whose version cannot be compared would stand in the way for ever: replace it.
+_IF_NEWER: Final = (
+    "attribute_not_exists(pk) OR NOT attribute_type(version, :number) OR version < :version"
+)
+_FALLEN_BACK: Final = (
+    "single puts do its work, at ten times the CPU; if it is access that is denied, allow "
+    "dynamodb:PartiQLInsert and dynamodb:PartiQLUpdate"
+)
+
+
+class ProjectionTable:
+    """Reads and conditionally writes the items of projections.
+
+    Each method blocks for as long as the client's timeouts and retries allow, and
+    raises ``StoreError``s.
+    """
+
+    def __init__(
+        self,
+        client: DynamoDBClient,
+        *,
+        table: str,
+        edge: ErrorEdge,
+        unreadable: Unreadable,
+        statements_from: int = 2,
+    ) -> None:
+        """``statements_from`` is the number of writes in a call from which on it has statements."""
+        self._client = client
+        self._table = table
+        self._edge = edge
+        self._unreadable = unreadable
+        self._statements_from = statements_from
+
+    def fetch(self, keys: Sequence[EntityKey]) -> dict[EntityKey, Projection | None]:
+        """Return what is held of up to 100 different keys, None where there is nothing.
+
+        Strongly consistent. Keys that DynamoDB did not get to are left out.
+        """
+        names = {str(key): key for key in keys}
+        with self._edge.translated():
+            response = self._client.batch_get_item(
+                RequestItems={
+                    self._table: {
+                        "Keys": [{"pk": {"S": name}} for name in names],
+                        "ConsistentRead": True,
+                    }
+                }
+            )
+        held: dict[EntityKey, Projection | None] = dict.fromkeys(keys)
+        for unprocessed in response.get("UnprocessedKeys", {}).values():
+            for name in unprocessed["Keys"]:
+                del held[names[name["pk"]["S"]]]
+        for item in response["Responses"][self._table]:
+            key = names[item["pk"]["S"]]
+            held[key] = decode(key, item, self._unreadable)
+        return held
+
+    def put(self, writes: Sequence[Write]) -> dict[Write, Projection]:
+        """Store each write unless the version held is the same or newer; return what is held."""
+        return {write: self._put(write) for write in writes}
+
+    def _put(self, write: Write) -> Projection:
+        with self._edge.translated():
+            try:
+                self._client.put_item(
+                    TableName=self._table,
+                    Item=write.item,
+                    ConditionExpression=_IF_NEWER,
+                    ExpressionAttributeValues={
+                        ":version": write.item["version"],
+                        ":number": {"S": "N"},
+                    },
+                    ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                )
+            except ClientError as error:
+                if error_code(error) == "ConditionalCheckFailedException":
+                    # Also when the put had succeeded, its reply was lost and it was sent again.
+                    return decode(write.key, _old_item(error), self._unreadable)
+                if write.projection.form is Form.VALUE and _is_too_large(error):
+                    return self._put(stub(write))
+                raise
+        return write.projection
+
+    def put_together(self, writes: Sequence[Write]) -> dict[Write, Projection | None]:
+        """As ``put``, for up to 25 writes in one call; None for those that it did not apply.
+
+        None says nothing about what is held: ask ``put``, which knows all cases. Of
+        several writes of one key only the newest is tried, since a call may name an
+        item once. A single write is put.
+        """
+        if len(writes) < self._statements_from:
+            return {**self.put(writes)}
+        newest: dict[EntityKey, Write] = {}
+        for write in writes:
+            other = newest.get(write.key)
+            if other is None or other.projection.version < write.projection.version:
+                newest[write.key] = write
+        refusals = self._execute(list(newest.values()))
+        for refused in {*refusals} - {None, *EXPECTED_REFUSALS}:
+            self._edge.complain(f"BatchExecuteStatement: {refused}", _FALLEN_BACK)
+        held: dict[Write, Projection | None] = dict.fromkeys(writes)
+        for write, refused in zip(newest.values(), refusals, strict=True):
+            if refused is None:
+                held[write] = write.projection
+        return held
+
+    def _execute(self, writes: Sequence[Write]) -> list[str | None]:
+        """Return for each write why it was refused, or None if it was applied."""
+        with self._edge.translated():
+            try:
+                responses = self._client.batch_execute_statement(
+                    Statements=[statement(self._table, write) for write in writes]
+                )["Responses"]
+            except ClientError as error:
+                if is_overload(error):
+                    raise
+                # A put of each will tell what is the matter, if it is not the statements.
+                return [error_code(error)] * len(writes)
+        return [refusal(response) for response in responses]
+
+
+def _old_item(error: ClientError) -> Mapping[str, Any]:
+    """Return the item that a condition was not true of."""
+    return cast("Mapping[str, Any]", error.response.get("Item", {}))
+
+
+def _is_too_large(error: ClientError) -> bool:
+    """Return whether an item was refused for a size that we had counted otherwise."""
+    return error_code(error) == "ValidationException" and "size has exceeded" in error.response[
+        "Error"
+    ].get("Message", "")

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from duostore_server.cli.target import Target
+
+PEM = Path("x.pem")
+
+
+@pytest.mark.parametrize(
+    ("address", "is_loopback"),
+    [
+        ("127.0.0.1:50051", True),
+        ("127.1.2.3:1", True),
+        ("localhost:65535", True),
+        ("[::1]:50051", True),
+        ("duostore.internal:50051", False),
+        ("localhost.example.org:1", False),
+        ("10.0.0.7:50051", False),
+        ("[fe80::1%eth0]:50051", False),
+    ],
+)
+def test_an_address_is_a_host_and_a_port(address: str, *, is_loopback: bool) -> None:
+    target = Target(address)
+    assert target.problem() is None
+    assert target.is_loopback is is_loopback
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "localhost", "localhost:", ":50051", "::1:50051", "h:0", "h:65536", "h:x", "a b:1"],
+)
+def test_anything_else_is_refused(address: str) -> None:
+    assert "is not HOST:PORT" in (Target(address).problem() or "")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Target(tls=True),
+        Target(tls=True, ca_file=PEM, server_name="duostore"),
+        Target(tls=True, cert_file=PEM, key_file=PEM),
+    ],
+)
+def test_what_tls_may_be_told(target: Target) -> None:
+    assert target.problem() is None
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        (Target(ca_file=PEM), "--tls"),
+        (Target(server_name="duostore"), "--tls"),
+        (Target(tls=True, cert_file=PEM), "need each other"),
+        (Target(tls=True, key_file=PEM), "need each other"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(target: Target, problem: str) -> None:
+    assert problem in (target.problem() or "")

@@ -1,0 +1,204 @@
+"""What the documents say is what the code does, wherever a machine can tell."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics import MetricWrapperBase
+
+from duostore.v1 import data_access_pb2, errors_pb2
+from duostore_server.domain.errors import DuostoreError, Reason
+from duostore_server.rpc.status import CODES
+from duostore_server.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from google.protobuf.descriptor import MethodDescriptor
+
+ROOT = Path(__file__).parents[2]
+SERVER = ROOT / "server" / "duostore_server"
+API = ROOT / "docs" / "api.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+OPERATIONS = ROOT / "docs" / "operations.md"
+PICTURE = ROOT / "docs" / "dataflow.svg"
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "clients/*/*.md", "docs/**/*.md", "examples/**/*.md")
+    for page in ROOT.glob(pattern)
+)
+
+METHODS = list(data_access_pb2.DESCRIPTOR.services_by_name["DataAccess"].methods)
+REASONS = [
+    value.name.removeprefix("ERROR_REASON_")
+    for value in errors_pb2.ErrorReason.DESCRIPTOR.values
+    if value.number
+]
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def prose(page: Path) -> str:
+    """Return a page without its blocks of code."""
+    return re.sub(r"(?ms)^```.*?^```$", "", text_of(page))
+
+
+def section(page: Path, title: str) -> str:
+    """Return the text between a heading and the next one."""
+    found = re.search(rf"(?ms)^#+ {re.escape(title)}$(.*?)(?=^#+ |\Z)", text_of(page))
+    assert found, f"{named(page)} has no heading {title!r}"
+    return found[1]
+
+
+# Links and the picture.
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what headings can be linked to by, as GitHub makes it of their words."""
+    titles = re.findall(r"(?m)^#+ (.+)$", prose(page))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def leads_somewhere(page: Path, target: str) -> bool:
+    path, _, anchor = target.partition("#")
+    other = page.parent / path if path else page
+    return other.exists() and (not anchor or anchor in anchors(other))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_and_images_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    broken = [
+        target
+        for target in targets
+        if not re.match(r"https?://", target) and not leads_somewhere(page, target)
+    ]
+    assert broken == []
+
+
+def test_the_picture_needs_nothing_else_and_knows_light_and_dark() -> None:
+    text = text_of(PICTURE)
+    assert ET.fromstring(text).find("{http://www.w3.org/2000/svg}title") is not None
+    assert "prefers-color-scheme: dark" in text
+    inside = text.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?:|@import|@font-face|url\(|<image|<script", inside)
+
+
+# The API.
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_call_is_explained_with_every_field_it_takes_and_gives(
+    method: MethodDescriptor,
+) -> None:
+    told = set(re.findall(r"`(\w+)", section(API, method.name)))
+    fields = {field.name for field in (*method.input_type.fields, *method.output_type.fields)}
+    assert fields - told == set()
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_every_reason_is_explained_with_its_status_and_metadata(reason: str) -> None:
+    row = re.search(rf"(?m)^\| `{reason}` \|([^|]+)\|([^|]*)\|[^|]+\|$", section(API, "Errors"))
+    assert row, f"docs/api.md does not list {reason}"
+    assert row[1].strip() == f"`{CODES[Reason(reason)].name}`"
+    assert set(re.findall(r"`(\w+)`", row[2])) == metadata_of(Reason(reason))
+
+
+def metadata_of(reason: Reason) -> set[str]:
+    """Return the names of the metadata that errors with this reason carry."""
+    if reason is Reason.INTERNAL:
+        return {"request_id"}
+    kinds = [kind for kind in subclasses(DuostoreError) if getattr(kind, "reason", None) is reason]
+    # Who has metadata of its own is an error of a store.
+    return {
+        name
+        for kind in kinds
+        for name in (kind.details if kind.metadata is DuostoreError.metadata else ("store",))
+    }
+
+
+def subclasses(kind: type[DuostoreError]) -> Iterator[type[DuostoreError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+# Metrics and log lines.
+
+
+def metrics_table() -> str:
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for metric in vars(Metrics(CollectorRegistry())).values():
+        assert isinstance(metric, MetricWrapperBase)
+        (family,) = metric.describe()
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "none"
+        rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(rows)
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    found = re.search(r"(?s)<!-- metrics:[^>]*-->\n(.*?)\n?<!-- /metrics -->", text_of(OPERATIONS))
+    assert found
+    assert found[1] == metrics_table(), f"put this into docs/operations.md:\n{metrics_table()}"
+
+
+def test_every_metric_that_is_spoken_of_is_there() -> None:
+    known = set(re.findall(r"(?m)^\| `(duostore_\w+)`", metrics_table()))
+    series = known | {f"{name}_{part}" for name in known for part in ("bucket", "count", "sum")}
+    alerts = set(re.findall(r"\bduostore_\w+", section(OPERATIONS, "Alerts")))
+    assert alerts
+    assert alerts - series == set()
+
+
+def logged_events() -> set[str]:
+    """Return the first argument of every call that logs, in the whole server."""
+    return {
+        part.value
+        for path in SERVER.rglob("*.py")
+        for call in ast.walk(ast.parse(text_of(path)))
+        if isinstance(call, ast.Call) and call.args and is_log_call(call.func)
+        for part in ast.walk(call.args[0])
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    }
+
+
+def is_log_call(function: ast.expr) -> bool:
+    match function:
+        case ast.Attribute(value=ast.Name(id="_log"), attr=attr):
+            return attr in {"debug", "info", "warning", "error", "exception", "critical"}
+        case ast.Name(id="tell"):
+            return True
+    return False
+
+
+def test_every_log_line_is_explained_and_no_other() -> None:
+    cells = re.findall(r"(?m)^\| (`[^|]+`) \|", section(OPERATIONS, "Log lines"))
+    explained = {event for cell in cells for event in re.findall(r"`([^`]+)`", cell)}
+    assert explained == logged_events()
+
+
+# Tests that are named as proof.
+
+
+def test_every_test_that_is_named_as_proof_is_there() -> None:
+    claims = section(ARCHITECTURE, "Claims, and the tests that can refute them")
+    rows = re.findall(r"(?m)^\| (C\d+) \|.*$", claims)
+    assert rows == ["C1", "C2", "C3", "C4", "C5", "C6", "C8", "C10", "C11"]
+    for row in re.findall(r"(?m)^\| C\d+ \|.*$", claims):
+        proofs = re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/[\w/]+\.py)\)", row)
+        assert proofs, row
+        for name, path in proofs:
+            assert re.search(rf"(?m)^\s*def {name}\(", text_of(ROOT / path)), f"{path}: {name}"
