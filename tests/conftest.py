@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+import structlog
 
 from duostore_server.embedded.process import EmbeddedStoreError
 from tests.support.installed import MissingProgramError
@@ -34,6 +35,15 @@ def _required(server: ServerT) -> Iterator[ServerT]:
         pytest.exit(
             f"a store that the tests need is missing.\n{error}", pytest.ExitCode.USAGE_ERROR
         )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logs_are_pytests() -> None:
+    """Hand the events of this process to logging, where pytest shows those of a failed test."""
+    structlog.configure(
+        processors=[structlog.stdlib.add_log_level, structlog.processors.KeyValueRenderer()],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
 
 
 @pytest.fixture(scope="session")

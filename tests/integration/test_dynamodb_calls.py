@@ -20,7 +20,10 @@ from duostore_server.domain.errors import (
 )
 from duostore_server.domain.keys import EntityKey
 from duostore_server.storage.dynamodb.client import make_client
+from duostore_server.storage.dynamodb.errors import ErrorEdge
+from duostore_server.storage.dynamodb.items import encode
 from duostore_server.storage.dynamodb.projections import open_projections
+from duostore_server.storage.dynamodb.table import ProjectionTable
 from duostore_server.storage.dynamodb.tables import create_tables, projection_table
 from tests.support.dynamodb_traffic import Traffic, answer, lose_reply, operation, refused
 
@@ -179,6 +182,23 @@ def test_throttling_is_tried_again_and_then_overload(
     with pytest.raises(StoreOverloadedError):
         projections.put(KEY, value(2), soon())
     assert traffic.sent == {"PutItem": 4, "BatchGetItem": 4}
+
+
+def test_throttled_statements_are_not_put_one_by_one(
+    client: DynamoDBClient, traffic: Traffic, table_prefix: str
+) -> None:
+    table = ProjectionTable(
+        client,
+        table=projection_table(table_prefix),
+        edge=ErrorEdge(),
+        unreadable=lambda *_: None,
+        statements_from=1,
+    )
+    writes = [encode(key_of(number), value(1), compress_above=0) for number in range(3)]
+    traffic.tamper = lambda request: refused(request, "ThrottlingException")
+    with pytest.raises(StoreOverloadedError):
+        table.put_together(writes)
+    assert traffic.sent == {"BatchExecuteStatement": 2}
 
 
 def test_a_server_error_is_tried_again_and_then_unavailable(

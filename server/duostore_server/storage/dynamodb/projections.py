@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.entities import Projection
+    from duostore_server.domain.errors import StoreError
     from duostore_server.domain.keys import EntityKey
     from duostore_server.storage.dynamodb.coalescer import Batching
     from duostore_server.storage.dynamodb.items import Unreadable, Write
@@ -61,7 +61,7 @@ class DynamoProjections:
         jitter: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``jitter`` returns the part of a backoff to ``pause`` for, at most 1."""
+        """``jitter`` returns the part of a backoff to ``pause`` for: more than 0, at most 1."""
         self._reads = reads
         self._together = together
         self._alone = alone
@@ -76,31 +76,37 @@ class DynamoProjections:
         held: dict[EntityKey, Projection] = {}
         pending = keys
         backoff = _FIRST_BACKOFF_SECONDS
-        left = self._timeout
         while True:
-            answers = self._reads.ask(pending, deadline, left)
+            answers = self._reads.ask(pending, deadline, self._left(ends, StoreOverloadedError))
             held |= {key: found for key, found in answers.items() if found is not None}
             pending = [key for key in pending if key not in answers]
             if not pending:
                 return held
-            self._pause(deadline.bound(backoff * self._jitter()))
+            left = self._left(ends, StoreOverloadedError)
+            self._pause(deadline.bound(min(backoff * self._jitter(), left)))
             backoff *= 2
-            left = ends - self._clock()
-            if left <= 0:
-                raise StoreOverloadedError(Store.DYNAMODB)
 
     def put(self, key: EntityKey, projection: Projection, deadline: Deadline) -> Projection:
         ends = self._clock() + self._timeout
         write = encode(key, projection, compress_above=self._compress_above)
-        left = self._timeout
         if self._together is not None and write.size <= _MAX_TOGETHER_BYTES:
-            held = self._together.ask((write,), deadline, left)[write]
+            held = self._together.ask((write,), deadline, self._left(ends, StoreTimeoutError))[
+                write
+            ]
             if held is not None:
                 return held
-            left = ends - self._clock()
-            if left <= 0:
-                raise StoreTimeoutError(Store.DYNAMODB)
-        return self._alone.ask((write,), deadline, left)[write]
+        return self._alone.ask((write,), deadline, self._left(ends, StoreTimeoutError))[write]
+
+    def _left(self, ends: float, otherwise: Callable[[Store], StoreError]) -> float:
+        """Return the seconds left of the timeout; raise if DynamoDB has used them all up."""
+        left = ends - self._clock()
+        if left <= 0:
+            raise otherwise(Store.DYNAMODB)
+        return left
+
+
+def _jitter() -> float:
+    return random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
 
 
 @contextmanager
@@ -123,9 +129,8 @@ def open_projections(
     DynamoDB that has no PartiQL.
     """
     table = _table(client, prefix, unreadable, statements_from=2)
-    closing = threading.Event()
     with ExitStack() as stack:
-        projections = DynamoProjections(
+        yield DynamoProjections(
             reads=stack.enter_context(
                 Coalescer(
                     "dynamodb-read",
@@ -160,12 +165,9 @@ def open_projections(
             ),
             compress_above=compress_above,
             timeout=timeout,
-            pause=closing.wait,
-            jitter=random.random,
+            pause=time.sleep,
+            jitter=_jitter,
         )
-        # Nobody backs off while the threads are being stopped.
-        stack.callback(closing.set)
-        yield projections
 
 
 def direct_projections(
