@@ -159,7 +159,7 @@ class DynamoDB(Section):
         "permissions dynamodb:PartiQLInsert and dynamodb:PartiQLUpdate.",
     )
     read_in_flight: int = _key(
-        4, "Batches that a process reads at a time; further keys gather meanwhile.", 1, 64
+        2, "Batches that a process reads at a time; further keys gather meanwhile.", 1, 64
     )
     write_in_flight: int = _key(8, "Writes that a process does at a time.", 1, 64)
 
