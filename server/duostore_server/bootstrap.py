@@ -29,10 +29,12 @@ from duostore_server.storage.aurora.authority import AuroraAuthority
 from duostore_server.storage.aurora.outbox import AuroraOutbox
 from duostore_server.storage.aurora.pool import AuroraPool
 from duostore_server.storage.aurora.probe import AuroraProbe
+from duostore_server.storage.backoff import Backoff
 from duostore_server.storage.cache.memcached import MemcachedCache
 from duostore_server.storage.cache.memory import MemoryCache
 from duostore_server.storage.cache.probes import MemcachedProbe, MemoryProbe
 from duostore_server.storage.dynamodb.client import make_client
+from duostore_server.storage.dynamodb.guarded import GuardedProjections
 from duostore_server.storage.dynamodb.probe import open_probe
 from duostore_server.storage.dynamodb.projections import open_projections
 from duostore_server.telemetry.observed_authority import ObservedAuthority, ObservedOutbox
@@ -58,11 +60,22 @@ _log = structlog.get_logger(__name__)
 _PROBE_EVERY_SECONDS: Final = 1.0
 _COMPLETE_EVERY_SECONDS: Final = 0.05
 _BACKLOG_EVERY_SECONDS: Final = 1.0
+# One slow answer is not an outage; these many in a row, with none in between, are.
+_DYNAMODB_TOLERANCE: Final = 3
+_DYNAMODB_PAUSE_SECONDS: Final = (0.25, 0.5)
 # Rows of one batch that are projected side by side.
 _PROJECTIONS_AT_A_TIME: Final = 4
 # TTLs and backoffs are shortened by up to a tenth, so that what began together does
 # not end together.
 _LEAST_JITTER: Final = 0.9
+
+
+def _dynamodb_backoff() -> Backoff:
+    return Backoff(
+        lambda: random.uniform(*_DYNAMODB_PAUSE_SECONDS),  # noqa: S311 - as _jitter
+        time.monotonic,
+        tolerance=_DYNAMODB_TOLERANCE,
+    )
 
 
 def _jitter() -> float:
@@ -115,7 +128,9 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
         yield Stores(
             authority=ObservedAuthority(AuroraAuthority(pool), metrics),
             outbox=ObservedOutbox(AuroraOutbox(pool, claim=settings.projector.claim), metrics),
-            projections=ObservedProjections(projections, metrics),
+            projections=ObservedProjections(
+                GuardedProjections(projections, _dynamodb_backoff()), metrics
+            ),
             cache=ObservedCache(cache, metrics),
             probes=(AuroraProbe(pool), dynamodb_probe, cache_probe),
         )

@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_status import rpc_status
 
+from duostore.v1 import data_access_pb2
 from duostore.v1.entity_pb2 import (
     PROJECTION_DONE,
     PROJECTION_PENDING,
@@ -172,6 +173,39 @@ def test_a_dynamodb_that_swallows_everything_holds_nobody_past_the_deadline(
     finally:
         breakable.gate.open()
     eventually(breakable.service.is_drained, within=DRAIN_SECONDS, what="outbox empty")
+
+
+def test_an_aurora_that_hangs_does_not_keep_hits_waiting(
+    breakable: Breakable, caller: Caller, entity: str
+) -> None:
+    """C10: calls that need it use up their share of the threads and no more."""
+    caller.save(entity, {"n": 1})
+    assert cached(caller, entity) == 1
+    breakable.postgres.pause()
+    try:
+        with breakable.service.channel() as channel:
+            others = Caller(channel)
+            request = data_access_pb2.GetRequest(key=others.key(entity), strong=True)
+            hanging = [others.stub.Get.future(request, timeout=3) for _ in range(100)]
+            answered = 0
+            while not all(call.done() for call in hanging):
+                assert served_from(caller.get(entity)) == STORE_CACHE
+                answered += 1
+        codes = {call.code() for call in hanging}
+    finally:
+        breakable.postgres.resume()
+    # A hit takes a thousandth of the time that the others hang; any thread would do.
+    assert answered > 100
+    assert codes <= {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+    eventually(
+        lambda: all(_takes_writes(breakable.service) for _ in range(10)),
+        within=RECOVERY_SECONDS,
+        what="every worker takes writes again",
+    )
 
 
 def test_without_aurora_what_is_projected_is_served_and_saves_are_refused(

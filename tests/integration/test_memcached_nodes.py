@@ -15,9 +15,10 @@ from duostore_server.domain.errors import (
     StoreUnavailableError,
 )
 from duostore_server.domain.keys import EntityKey
+from duostore_server.storage.backoff import Backoff
 from duostore_server.storage.cache.keys import Namespace
 from duostore_server.storage.cache.memcached import MemcachedCache
-from duostore_server.storage.cache.nodes import Backoff, Node
+from duostore_server.storage.cache.nodes import Node
 from duostore_server.storage.cache.probes import MemcachedProbe, MemoryProbe
 from tests.integration.test_memcached_faults import KEY, NAME, NOW, OLD, Setting
 from tests.support.simulated_memcached import Delivery, Fault

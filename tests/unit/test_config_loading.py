@@ -139,7 +139,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
         "server.thread": 'is not known; did you mean "threads"?',
         "server.drain_timeout": 'is a number without a unit; write a duration, such as "60s"',
         "server.threads": (
-            "must be more than aurora.pool_max + 2, which is 32: "
+            "must be at least aurora.pool_max + aurora.max_waiting + 2, which is 44: "
             "a slow database must not hold every thread"
         ),
         "cache.nodes": 'lists "a:1" twice',
@@ -393,8 +393,9 @@ def test_without_a_file_the_environment_says_everything() -> None:
 @pytest.mark.parametrize(
     ("text", "key", "message"),
     [
-        ("[server]\nthreads = 10", "server.threads", "more than aurora.pool_max + 2, which is 10"),
-        ("[aurora]\npool_max = 22", "server.threads", "which is 24"),
+        ("[server]\nthreads = 21", "server.threads", "aurora.max_waiting + 2, which is 22"),
+        ("[aurora]\npool_max = 11", "server.threads", "which is 25"),
+        ("[aurora]\nmax_waiting = 15", "server.threads", "which is 25"),
         ("[aurora]\npool_min = 9", "aurora.pool_min", "at most aurora.pool_max, which is 8"),
         (
             "[server]\nmax_concurrent_rpcs = 23",
@@ -440,8 +441,9 @@ def test_keys_must_fit_together(text: str, key: str, message: str, tmp_path: Pat
 @pytest.mark.parametrize(
     "text",
     [
-        "[server]\nthreads = 11",
-        "[aurora]\npool_max = 21",
+        "[server]\nthreads = 22",
+        "[aurora]\npool_max = 10",
+        "[aurora]\nmax_waiting = 14",
         "[aurora]\npool_min = 8",
         "[server]\nmax_concurrent_rpcs = 24",
         "[server]\nmax_deadline = '5s'",

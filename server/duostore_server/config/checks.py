@@ -74,11 +74,13 @@ def findings(settings: Settings) -> Iterator[Finding]:
 def _threads(settings: Settings) -> Iterator[Finding]:
     server, aurora = settings.server, settings.aurora
     threads, pool_max = ("server", "threads"), ("aurora", "pool_max")
-    if server.threads <= aurora.pool_max + SPARE_THREADS:
+    max_waiting = ("aurora", "max_waiting")
+    held = aurora.pool_max + aurora.max_waiting + SPARE_THREADS
+    if server.threads < held:
         yield Finding(
-            (threads, pool_max),
-            f"must be more than aurora.pool_max + {SPARE_THREADS}, which is "
-            f"{aurora.pool_max + SPARE_THREADS}: a slow database must not hold every thread",
+            (threads, pool_max, max_waiting),
+            f"must be at least aurora.pool_max + aurora.max_waiting + {SPARE_THREADS}, which is "
+            f"{held}: a slow database must not hold every thread",
         )
     if server.max_concurrent_rpcs < server.threads:
         yield Finding(

@@ -78,7 +78,11 @@ class Server(Section):
     address: HostPort = _key("127.0.0.1:50051", "Where calls are answered.")
     workers: int = _key(2, "Serving processes. One for each core is a good start.", 1, 64)
     threads: int = _key(
-        24, "Threads of each process; more than aurora.pool_max + 2, so that reads go on.", 4, 64
+        24,
+        "Threads of each process; at least aurora.pool_max + aurora.max_waiting + 2, so that hits "
+        "are served while Aurora is slow.",
+        4,
+        64,
     )
     max_concurrent_rpcs: int = _key(
         1000, "Calls that a process holds at a time, waiting ones included.", 8, 100_000
@@ -121,7 +125,7 @@ class Aurora(Section):
         "500ms", "How long a call waits for a connection before it is refused.", "10ms", "30s"
     )
     max_waiting: int = _key(
-        32, "Calls of a process that may wait for a connection; more are refused.", 1, 10_000
+        12, "Calls of a process that may wait for a connection; more are refused.", 1, 60
     )
     statement_timeout: Duration = _duration("2s", "How long a statement may take.", "10ms", "5m")
     lock_timeout: Duration = _duration("1s", "How long a statement waits for a lock.", "10ms", "5m")

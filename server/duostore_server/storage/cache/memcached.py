@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from duostore_server.domain.entities import Lease
 from duostore_server.domain.errors import StoreUnavailableError
+from duostore_server.storage.backoff import Backoff
 from duostore_server.storage.cache.entries import decode, encode
 from duostore_server.storage.cache.keys import Namespace
 from duostore_server.storage.cache.leases import LEASE_SECONDS, new_nonce
-from duostore_server.storage.cache.nodes import Backoff, Node
+from duostore_server.storage.cache.nodes import Node
 from duostore_server.storage.cache.wire import open_connection
 
 if TYPE_CHECKING:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import threading
 from collections import deque
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from duostore_server.domain.errors import Store, StoreUnavailableError
 from duostore_server.storage.cache.errors import CLOSED, DRIVER_ERRORS, is_refusal, store_error
@@ -13,49 +11,10 @@ from duostore_server.storage.cache.errors import CLOSED, DRIVER_ERRORS, is_refus
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from duostore_server.storage.backoff import Backoff
     from duostore_server.storage.cache.wire import Connection
 
 Answer = TypeVar("Answer")
-
-_OPEN: Final = -math.inf
-
-
-class Backoff:
-    """Keeps calls away from a node that has just failed.
-
-    After a failure nobody is admitted for ``pause()`` seconds; then one caller at a time
-    finds out for all, so that a node that swallows packets costs one timeout per pause
-    and not one per request. ``clock`` is monotonic.
-    """
-
-    def __init__(self, pause: Callable[[], float], clock: Callable[[], float]) -> None:
-        self._pause = pause
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._shut_until = _OPEN
-
-    def admits(self) -> bool:
-        """Return whether to ask the node; each caller told so must report what came of it."""
-        if self._shut_until == _OPEN:
-            return True
-        with self._lock:
-            now = self._clock()
-            if now < self._shut_until:
-                return False
-            if self._shut_until != _OPEN:
-                self._shut_until = now + self._pause()
-            return True
-
-    def failed(self) -> None:
-        """Shut the node off for a pause."""
-        with self._lock:
-            self._shut_until = self._clock() + self._pause()
-
-    def succeeded(self) -> None:
-        """Admit everybody."""
-        if self._shut_until != _OPEN:
-            with self._lock:
-                self._shut_until = _OPEN
 
 
 class Node:
