@@ -63,6 +63,8 @@ _BACKLOG_EVERY_SECONDS: Final = 1.0
 # One slow answer is not an outage; these many in a row, with none in between, are.
 _DYNAMODB_TOLERANCE: Final = 3
 _DYNAMODB_PAUSE_SECONDS: Final = (0.25, 0.5)
+# Of the time that a claim lasts; the rest is for what was begun, and to complete it.
+_BUDGET_SHARE: Final = 0.7
 # Rows of one batch that are projected side by side.
 _PROJECTIONS_AT_A_TIME: Final = 4
 # TTLs and backoffs are shortened by up to a tenth, so that what began together does
@@ -218,7 +220,7 @@ def background(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator
             authority=stores.authority,
             propagation=Propagation(stores.projections, stores.cache, codec.encode),
             batch=settings.projector.batch,
-            budget=settings.projector.claim,
+            budget=settings.projector.claim * _BUDGET_SHARE,
             each=pool.map,
         )
 
@@ -282,6 +284,7 @@ def _open_cache(settings: Settings, metrics: Metrics, stack: ExitStack) -> tuple
         compress_above=cache.compress_above,
         most_idle=settings.server.threads,
         on_bypass=metrics.bypassed,
+        on_unreadable=lambda: metrics.unreadable_entry(Store.CACHE),
     )
     stack.callback(memcached.close)
     return memcached, MemcachedProbe(nodes, timeout=2 * cache.timeout)

@@ -13,7 +13,6 @@ from structlog.testing import capture_logs
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.entities import Form, Projection
 from duostore_server.domain.errors import (
-    DeadlineExceededError,
     DuostoreError,
     StoreTimeoutError,
     StoreUnavailableError,
@@ -99,18 +98,18 @@ def test_while_paused_callers_leave_in_time_and_afterwards_all_is_well(
             def read(number: int) -> float:
                 return seconds_until_error(
                     lambda: projections.read((key_of(number),), Deadline.after(0.5)),
-                    DeadlineExceededError,
+                    StoreTimeoutError,
                 )
 
             def put(number: int) -> float:
                 return seconds_until_error(
                     lambda: projections.put(key_of(number), value(2), Deadline.after(0.5)),
-                    DeadlineExceededError,
+                    StoreTimeoutError,
                 )
 
             def ping(_: int) -> float:
                 return seconds_until_error(
-                    lambda: probe.ping(Deadline.after(0.5)), DeadlineExceededError
+                    lambda: probe.ping(Deadline.after(0.5)), StoreTimeoutError
                 )
 
             with ThreadPoolExecutor(17) as pool:

@@ -92,12 +92,21 @@ def test_what_is_known_is_translated(error: Exception, kind: type[StoreError]) -
     "error",
     [
         answered("ValidationException"),
-        ParamValidationError(report="a bug"),
+        answered("KMSAccessDeniedException"),
+        answered("RequestExpired"),
+        ParamValidationError(report="a bug, and a secret detail"),
         BotoCoreError(),
-        ValueError("a bug"),
     ],
 )
-def test_what_is_not_known_is_let_through(error: Exception) -> None:
+def test_what_is_not_known_is_a_store_that_cannot_be_used_and_is_logged(error: Exception) -> None:
+    with capture_logs() as logs:
+        assert type(translate(error)) is StoreUnavailableError
+    assert len(logs) == 1
+    assert "detail" not in str(logs)
+
+
+def test_what_is_not_the_drivers_is_let_through() -> None:
+    error = ValueError("a bug")
     assert translate(error) is error
 
 

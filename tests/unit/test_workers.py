@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
 
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.entities import Change, Written
 from duostore_server.domain.errors import Store, StoreUnavailableError
 from duostore_server.domain.keys import EntityKey
 from duostore_server.workers.completer import Completer
-from duostore_server.workers.loop import Loop
+from duostore_server.workers.loop import IncompleteRoundError, Loop
 from duostore_server.workers.projector import Projector
 from tests.support.fake_authority import FakeAuthority
 from tests.support.wait import eventually
@@ -133,7 +136,8 @@ def test_what_could_not_be_brought_stays_and_holds_nothing_up() -> None:
     for id_ in ("a", "b", "c"):
         write(authority, id_)
     worker = projector(authority, propagation)
-    worker.run_once()
+    with pytest.raises(IncompleteRoundError, match="1 of 3"):
+        worker.run_once()
     assert [id_ for id_, _ in propagation.brought] == ["a", "c"]
     assert depth(authority) == 1
     propagation.refused.clear()
@@ -154,12 +158,40 @@ def test_a_full_batch_asks_for_the_next_at_once() -> None:
     assert depth(authority) == 0
 
 
-def test_a_full_batch_of_failures_rests() -> None:
+def test_a_full_batch_of_failures_is_a_failure() -> None:
     authority = FakeAuthority()
     for number in range(4):
         write(authority, str(number))
     worker = projector(authority, Propagation("0", "1", "2", "3"), batch=2)
-    assert worker.run_once() is False
+    with pytest.raises(IncompleteRoundError, match="2 of 2"):
+        worker.run_once()
+
+
+def test_slow_projections_are_completed_a_part_at_a_time() -> None:
+    """A batch that takes longer than the budget must not be begun anew for ever."""
+    authority = FakeAuthority(claim=0.0)
+    for number in range(10):
+        write(authority, str(number))
+
+    class Slow(Propagation):
+        def propagate(self, entity: Entity, _: Deadline) -> bool:
+            threading.Event().wait(0.02)
+            self.brought.append((entity.key.id, entity.version))
+            return True
+
+    propagation = Slow()
+    worker = Projector(
+        outbox=authority,
+        authority=authority,
+        propagation=cast("Any", propagation),
+        batch=10,
+        budget=0.05,
+    )
+    for _ in range(10):
+        with suppress(IncompleteRoundError):
+            worker.run_once()
+    assert depth(authority) == 0
+    assert len(propagation.brought) == 10, "each was brought once"
 
 
 def test_a_newer_save_is_not_completed_with_the_older() -> None:

@@ -35,8 +35,17 @@ _LATER_PAUSE: Final = 0.050
 _ABSENT: Final = Reading(0, None, Store.AURORA)
 
 
+# Each step that can be done without leaves this share of the time that is left to those
+# after it: a store that hangs must not use up the whole deadline.
+_SHARE: Final = 0.5
+# Leases that nobody came back to fill; few at a time, since each ends after 10 s.
+_MOST_ABANDONED: Final = 1000
+
+
 def lease_pauses(patience: float) -> tuple[float, ...]:
     """Return the pauses, in seconds, that together wait about ``patience`` for a lease."""
+    if patience <= 0:
+        return ()
     later = round((patience - sum(_FIRST_PAUSES)) / _LATER_PAUSE)
     return (*_FIRST_PAUSES, *[_LATER_PAUSE] * later)
 
@@ -48,8 +57,9 @@ class _Look:
     readings: dict[EntityKey, Reading] = field(default_factory=dict)
     vacant: list[EntityKey] = field(default_factory=list)
     # Somebody else fetches these.
-    leased: list[EntityKey] = field(default_factory=list)
-    # The cache cannot serve these: it is out of reach, or behind min_version.
+    leased: dict[EntityKey, Lease] = field(default_factory=dict)
+    # The cache cannot serve these: it is out of reach, behind min_version, or leased to
+    # somebody who was waited for in vain before.
     passed: list[EntityKey] = field(default_factory=list)
     outdated: dict[EntityKey, int] = field(default_factory=dict)
 
@@ -88,6 +98,7 @@ class Reader:
         self._encode = encode
         self._pauses = tuple(pauses)
         self._patience = sum(pauses)
+        self._abandoned: dict[EntityKey, Lease] = {}
         self._pause = pause
         self._jitter = jitter
         self._now = now
@@ -130,7 +141,8 @@ class Reader:
             return look.readings[key]
         if look.passed:
             return self._finish(look, min_version, deadline)[key]
-        with self._flights.join(key, deadline.bound(self._patience)) as first:
+        patience = min(self._patience, deadline.part(_SHARE).remaining())
+        with self._flights.join(key, patience) as first:
             if first:
                 return self._finish(look, min_version, deadline)[key]
         # Only what this process has not waited for already is waited for below.
@@ -155,7 +167,10 @@ class Reader:
             if entry is None:
                 look.vacant.append(key)
             elif isinstance(entry, Lease):
-                look.leased.append(key)
+                if self._abandoned.get(key) == entry:
+                    look.passed.append(key)
+                else:
+                    look.leased[key] = entry
             elif entry.version >= min_version:
                 look.readings[key] = Reading(
                     entry.version, entry.payload, Store.CACHE, entry.cached_time
@@ -199,14 +214,27 @@ class Reader:
     ) -> dict[EntityKey, Reading]:
         """Wait for others to fill; return what they filled. Takes no lease over."""
         readings: dict[EntityKey, Reading] = {}
+        patience = deadline.part(_SHARE)
+        leased: dict[EntityKey, Lease] = {}
         for pause in self._pauses:
-            self._pause(deadline.bound(pause))
+            try:
+                self._pause(patience.bound(pause))
+            except DeadlineExceededError:
+                return readings
             look = self._look(keys, min_version)
             readings |= look.readings
-            keys = look.leased
+            leased = look.leased
+            keys = list(leased)
             if not keys:
-                break
+                return readings
+        self._abandon(leased)
         return readings
+
+    def _abandon(self, leased: Mapping[EntityKey, Lease]) -> None:
+        """Let nobody in this process wait again for a lease whose holder has died, or hangs."""
+        if len(self._abandoned) + len(leased) > _MOST_ABANDONED:
+            self._abandoned.clear()
+        self._abandoned.update(leased)
 
     def _fetch(
         self,
@@ -222,9 +250,12 @@ class Reader:
         readings = {}
         try:
             fetched = self._read_source(keys, min_version, deadline)
+            filling = deadline.part(_SHARE)
             for key, (reading, cacheable) in fetched.items():
                 readings[key] = reading
-                if cacheable and key in leases and self._fill(key, leases[key], reading):
+                if not cacheable or key not in leases or filling.remaining() <= 0:
+                    continue
+                if self._fill(key, leases[key], reading):
                     held_back.discard(key)
         finally:
             # Nobody shall wait for a value that will not come.
@@ -237,8 +268,8 @@ class Reader:
         """Return each key's reading, and whether DynamoDB holds that version: may be cached."""
         held: Mapping[EntityKey, Projection] | None
         try:
-            held = self._projections.read(keys, deadline)
-        except StoreError:
+            held = self._projections.read(keys, deadline.part(_SHARE))
+        except (StoreError, DeadlineExceededError):
             held = None
         answers: dict[EntityKey, tuple[Reading, bool]] = {}
         behind = []
@@ -250,8 +281,9 @@ class Reader:
                 answers[key] = Reading(found.version, found.payload, Store.DYNAMODB), True
         if behind:
             rows = self._authority.read(behind, deadline)
+            projecting = deadline.part(_SHARE)
             for key in behind:
-                answers[key] = self._reproject(key, rows.get(key), held, deadline)
+                answers[key] = self._reproject(key, rows.get(key), held, projecting)
         return answers
 
     def _reproject(

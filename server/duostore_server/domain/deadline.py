@@ -53,6 +53,11 @@ class Deadline:
         """Return the seconds left; negative once the deadline has passed."""
         return self._at - self._clock()
 
+    def part(self, share: float) -> Deadline:
+        """Return the deadline after this share of what is left, so that time remains for more."""
+        left = max(0.0, self.remaining())
+        return Deadline(self._clock() + left * share, clock=self._clock, cancelled=self._cancelled)
+
     def bound(self, own: float) -> float:
         """Return the timeout of a store call: ``own``, or what is left less a margin.
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from duostore_server.telemetry.metrics import Metrics
 
+_CENTURY_SECONDS: Final = 100 * 365 * 24 * 3600.0
 _REQUEST_ID: Final = "x-request-id"
 _ACCEPTABLE_ID: Final = re.compile(r"[\w.:/=+-]{1,128}", re.ASCII)
 
@@ -93,7 +94,10 @@ class CallChain:
 
     def _deadline(self, context: grpc.ServicerContext) -> Deadline:
         left = context.time_remaining()
-        seconds = self._default_deadline if left is None else min(left, self._max_deadline)
+        # Of a call that has no deadline, gRPC says that centuries remain.
+        if left is None or left > _CENTURY_SECONDS:
+            left = self._default_deadline
+        seconds = min(left, self._max_deadline)
         return Deadline.after(seconds, cancelled=lambda: not context.is_active())
 
 
@@ -116,7 +120,7 @@ def _request_id(context: grpc.ServicerContext) -> str:
 def _tell(error: Exception, code: grpc.StatusCode) -> None:
     if not isinstance(error, DuostoreError):
         _log.error("call failed", code=code.name, exc_info=error)
-    elif code is grpc.StatusCode.UNAVAILABLE:
-        _log.warning("call failed", code=code.name, error=str(error))
     else:
-        _log.debug("call refused", code=code.name, error=str(error))
+        # One line a call would be a flood while a store is down; health tells of that once,
+        # and why.
+        _log.debug("call refused", code=code.name, error=str(error), cause=str(error.__cause__))

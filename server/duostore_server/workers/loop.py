@@ -15,9 +15,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _FIRST_BACKOFF_SECONDS: Final = 0.1
-_LAST_BACKOFF_SECONDS: Final = 1.0
+# Short, since a projector that waits adds to how stale a read may be after an outage.
+_LAST_BACKOFF_SECONDS: Final = 0.4
 
 _log = structlog.get_logger(__name__)
+
+
+class IncompleteRoundError(Exception):
+    """A round did what it could and has to be done again; its text says what is left."""
 
 
 class LoopObserver(Protocol):
@@ -37,7 +42,7 @@ class Loop:
 
     ``work`` returns True if there is more to do at once; otherwise the loop rests
     for ``rest`` seconds. A work that fails is tried again after 0.1 s, then twice as
-    long each time up to 1 s, less a random part.
+    long each time up to 0.4 s, less a random part.
     """
 
     def __init__(
@@ -82,11 +87,13 @@ class Loop:
             except Exception as error:  # noqa: BLE001 - the edge of a thread: it must go on
                 self._observer.failed(self._name)
                 # A store that is down is told of in a line; a fault of ours with its place.
+                expected = isinstance(error, DuostoreError | IncompleteRoundError)
                 _log.warning(
                     "background work failed",
                     work=self._name,
-                    error=str(error) if isinstance(error, DuostoreError) else repr(error),
-                    exc_info=not isinstance(error, DuostoreError),
+                    error=str(error) if expected else repr(error),
+                    cause=str(error.__cause__) if error.__cause__ else None,
+                    exc_info=not expected,
                     seconds=round(time.monotonic() - began, 3),
                 )
                 wait = backoff * self._jitter()

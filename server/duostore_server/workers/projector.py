@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
-import structlog
+from typing import TYPE_CHECKING, Final, Protocol
 
 from duostore_server.domain.deadline import Deadline
+from duostore_server.workers.loop import IncompleteRoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from duostore_server.domain.entities import Entity, OutboxRow
     from duostore_server.domain.ports import Authority, Outbox
 
-_log = structlog.get_logger(__name__)
+_AURORA_SECONDS: Final = 2.0
 
 
 class Each(Protocol):
@@ -47,7 +46,10 @@ class Projector:
         budget: float,
         each: Each = map,
     ) -> None:
-        """``budget`` bounds a round, in seconds; ``each`` is ``map``, or one with threads."""
+        """``budget`` is how long, in seconds, rows of a claim are begun; less than it lasts.
+
+        ``each`` is ``map``, or one with threads.
+        """
         self._outbox = outbox
         self._authority = authority
         self._propagation = propagation
@@ -56,11 +58,15 @@ class Projector:
         self._each = each
 
     def run_once(self) -> bool:
-        """Work off one batch; return True if there may be more that can be worked off."""
-        deadline = Deadline.after(self._budget)
-        rows = self._outbox.claim(self._batch, deadline)
+        """Work off one batch; return True if there may be more.
+
+        Raises ``IncompleteRoundError`` if some rows could not be brought on; they fall
+        due again when the claim runs out.
+        """
+        rows = self._outbox.claim(self._batch, Deadline.after(_AURORA_SECONDS))
         if not rows:
             return False
+        deadline = Deadline.after(self._budget)
         current = self._authority.read([row.key for row in rows], deadline)
         done = [
             row.id
@@ -71,13 +77,17 @@ class Projector:
             )
             if brought
         ]
-        if len(done) < len(rows):
-            # They fall due again when the claim runs out.
-            _log.warning("changes not projected yet", due=len(rows), projected=len(done))
         if done:
-            self._outbox.complete(done, deadline)
-        return len(rows) == self._batch and bool(done)
+            # With time of its own: work that is done must not be done again.
+            self._outbox.complete(done, Deadline.after(_AURORA_SECONDS))
+        if len(done) < len(rows):
+            raise IncompleteRoundError(
+                f"{len(rows) - len(done)} of {len(rows)} changes could not be projected yet"
+            )
+        return len(rows) == self._batch
 
     def _bring(self, entity: Entity | None, deadline: Deadline) -> bool:
-        # Rows of `entity` are never removed, unless somebody did it by hand.
-        return entity is None or self._propagation.propagate(entity, deadline)
+        if entity is None:
+            # Rows of `entity` are never removed, unless somebody did it by hand.
+            return True
+        return deadline.remaining() > 0 and self._propagation.propagate(entity, deadline)

@@ -68,6 +68,7 @@ class MemcachedCache:
     ``read`` and ``lease`` raise if none of the nodes concerned answered. Failures that
     they pass over because another node did are told to ``on_bypass`` with the name of
     the operation, and so are failed removals of damaged entries; all others are raised.
+    ``on_unreadable`` is told of each damaged entry.
     Errors name their node in a note, which logs show and callers do not see.
     """
 
@@ -87,6 +88,7 @@ class MemcachedCache:
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
         on_bypass: Callable[[str, StoreError], None] = _unnoticed,
+        on_unreadable: Callable[[], None] = lambda: None,
     ) -> None:
         if not nodes or len(set(nodes)) < len(nodes) or not all(map(_ADDRESS.fullmatch, nodes)):
             raise ValueError(f"expected different nodes, each as host:port, got {list(nodes)}")
@@ -104,6 +106,7 @@ class MemcachedCache:
         self._compress_above = compress_above
         self._nonces = nonces
         self._on_bypass = on_bypass
+        self._on_unreadable = on_unreadable
 
     def __enter__(self) -> Self:
         return self
@@ -123,6 +126,7 @@ class MemcachedCache:
             entry = decode(raw)
             if entry is None:
                 damaged.append(key)
+                self._on_unreadable()
             else:
                 entries[key] = entry
         if damaged:

@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from duostore_server.domain.errors import (
     DeadlineExceededError,
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 V = TypeVar("V")
 
+# A caller in a hurry says nothing of the store; one that waited so long does.
+_BLAMED_AFTER_SECONDS: Final = 0.1
+
 # Makes one call to the store. Leaves out the requests that the call did not get to.
 Send: TypeAlias = "Callable[[Sequence[K]], Mapping[K, V]]"
 
@@ -36,10 +39,11 @@ class Batching(Protocol[K, V]):
         """Return the answers to these requests; each call to the store begins after this one.
 
         A request that the store did not get to is left out: ask again. Waits at most
-        ``timeout`` seconds (then raises ``StoreTimeoutError``) and not past the
-        deadline (``DeadlineExceededError``). Raises what the call to the store raised,
-        ``StoreOverloadedError`` if there is no room, ``StoreUnavailableError`` when
-        stopped. After an error requests may or may not have been carried out.
+        ``timeout`` seconds and not past the deadline; then raises ``StoreTimeoutError``,
+        or ``DeadlineExceededError`` if there was hardly time to wait at all. Raises what
+        the call to the store raised, ``StoreOverloadedError`` if there is no room,
+        ``StoreUnavailableError`` when stopped. After an error requests may or may not
+        have been carried out.
         """
         ...
 
@@ -168,7 +172,7 @@ class Coalescer(Generic[K, V]):
         finally:
             answered = self._leave(call)
         if not answered:
-            if wait < timeout:
+            if wait < min(timeout, _BLAMED_AFTER_SECONDS):
                 raise DeadlineExceededError
             raise StoreTimeoutError(self._store)
         if call.error is not None:

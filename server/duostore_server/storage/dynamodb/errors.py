@@ -72,7 +72,8 @@ class ErrorEdge:
     """Turns the driver's exceptions into domain errors where they leave this folder.
 
     Faults that an operator has to mend are logged with advice, at most once a minute
-    each. What is not known here is let through as it is: most likely a bug.
+    each, and so is what is not known here. All of them are a store that cannot be used:
+    there is an authority behind it.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -86,8 +87,6 @@ class ErrorEdge:
             yield
         except (ClientError, BotoCoreError) as error:
             known = self._answer(error) if isinstance(error, ClientError) else self._silence(error)
-            if known is None:
-                raise
             raise known from error
 
     def complain(self, fault: str, advice: str) -> None:
@@ -97,18 +96,15 @@ class ErrorEdge:
             self._quiet_until[fault] = now + _QUIET_SECONDS
             _log.error("dynamodb refuses work", fault=fault, advice=advice)
 
-    def _answer(self, error: ClientError) -> StoreError | None:
+    def _answer(self, error: ClientError) -> StoreError:
         code = error_code(error)
         if is_overload(error):
             return StoreOverloadedError(Store.DYNAMODB)
-        if code in _ADVICE:
-            self.complain(code, _ADVICE[code])
-            return StoreUnavailableError(Store.DYNAMODB)
-        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= _SERVER_FAULT:
-            return StoreUnavailableError(Store.DYNAMODB)
-        return None
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) < _SERVER_FAULT:
+            self.complain(code, _ADVICE.get(code, f"not expected of {error.operation_name}"))
+        return StoreUnavailableError(Store.DYNAMODB)
 
-    def _silence(self, error: BotoCoreError) -> StoreError | None:
+    def _silence(self, error: BotoCoreError) -> StoreError:
         match error:
             case ConnectTimeoutError() | ReadTimeoutError():
                 return StoreTimeoutError(Store.DYNAMODB)
@@ -121,5 +117,6 @@ class ErrorEdge:
                 | TokenRetrievalError()
             ):
                 self.complain(type(error).__name__, "no credentials: configure them")
-                return StoreUnavailableError(Store.DYNAMODB)
-        return None
+            case _:
+                self.complain(type(error).__name__, "not expected of the driver")
+        return StoreUnavailableError(Store.DYNAMODB)
