@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 
 .PHONY: help
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr '@' '\t' | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | tr '@' '\t' | expand -t 18
 
 .PHONY: run
 run: $(VENV)/embedded.stamp ## Start the demo on 127.0.0.1:50051, with all it needs
@@ -23,6 +23,10 @@ run: $(VENV)/embedded.stamp ## Start the demo on 127.0.0.1:50051, with all it ne
 .PHONY: test
 test: $(VENV)/dev.stamp stores ## Run every test against real stores; ARGS goes to pytest
 	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-long
+test-long: $(VENV)/dev.stamp stores ## Run the tests that take minutes
+	@$(BIN)/python -m pytest -m long $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Check style, types, imports, protos, and that generated code is fresh
@@ -52,7 +56,7 @@ bench: $(VENV)/dev.stamp stores ## Measure the service against real stores; ARGS
 clean: ## Remove .venv and all caches; the demo's data in .duostore is kept
 	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
-	rm -rf server/*.egg-info clients/python/*.egg-info
+	rm -rf server/*.egg-info clients/python/*.egg-info clients/python/build
 
 # What the tests' servers run from; quick if all is there.
 .PHONY: stores

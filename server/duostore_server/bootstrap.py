@@ -28,17 +28,18 @@ from duostore_server.rpc.server import SERVICES, Tls, listening
 from duostore_server.storage.aurora.authority import AuroraAuthority
 from duostore_server.storage.aurora.outbox import AuroraOutbox
 from duostore_server.storage.aurora.pool import AuroraPool
-from duostore_server.storage.aurora.probe import AuroraProbe
+from duostore_server.storage.aurora.probe import open_probe as open_aurora_probe
 from duostore_server.storage.backoff import Backoff
 from duostore_server.storage.cache.memcached import MemcachedCache
 from duostore_server.storage.cache.memory import MemoryCache
 from duostore_server.storage.cache.probes import MemcachedProbe, MemoryProbe
 from duostore_server.storage.dynamodb.client import make_client
 from duostore_server.storage.dynamodb.guarded import GuardedProjections
-from duostore_server.storage.dynamodb.probe import open_probe
+from duostore_server.storage.dynamodb.probe import open_probe as open_dynamodb_probe
 from duostore_server.storage.dynamodb.projections import open_projections
-from duostore_server.telemetry.observed_authority import ObservedAuthority, ObservedOutbox
+from duostore_server.telemetry.observed_authority import ObservedAuthority
 from duostore_server.telemetry.observed_cache import ObservedCache
+from duostore_server.telemetry.observed_outbox import ObservedOutbox
 from duostore_server.telemetry.observed_projections import ObservedProjections
 from duostore_server.workers.completer import Completer
 from duostore_server.workers.loop import Loop
@@ -109,6 +110,13 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
 
     with ExitStack() as stack:
         pool = stack.enter_context(aurora_pool(settings))
+        aurora_probe = stack.enter_context(
+            open_aurora_probe(
+                dsn_of(settings),
+                connect_timeout=settings.aurora.connect_timeout,
+                pooler=settings.aurora.pooler,
+            )
+        )
         client = dynamodb_client(settings)
         stack.callback(client.close)
         projections = stack.enter_context(
@@ -125,7 +133,7 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
         )
         cache, cache_probe = _open_cache(settings, metrics, stack)
         dynamodb_probe = stack.enter_context(
-            open_probe(client, prefix=dynamodb.table_prefix, timeout=dynamodb.read_timeout)
+            open_dynamodb_probe(client, prefix=dynamodb.table_prefix, timeout=dynamodb.read_timeout)
         )
         yield Stores(
             authority=ObservedAuthority(AuroraAuthority(pool), metrics),
@@ -134,7 +142,7 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
                 GuardedProjections(projections, _dynamodb_backoff()), metrics
             ),
             cache=ObservedCache(cache, metrics),
-            probes=(AuroraProbe(pool), dynamodb_probe, cache_probe),
+            probes=(aurora_probe, dynamodb_probe, cache_probe),
         )
 
 
@@ -192,7 +200,9 @@ def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Li
                 tls=_tls(settings),
                 reflect=server.reflection,
                 chain=chain,
-                data_access=DataAccess(reader, writer),
+                data_access=DataAccess(
+                    reader, writer, policies, max_answer_bytes=server.max_answer_bytes
+                ),
             )
         )
         monitor = HealthMonitor(answering.health, stores.probes, SERVICES)

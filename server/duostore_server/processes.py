@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import CollectorRegistry
 
 from duostore_server import bootstrap
-from duostore_server.domain.errors import StoreUnavailableError
+from duostore_server.domain.errors import Store, StoreUnavailableError
 from duostore_server.embedded.dynamodb import EmbeddedDynamoDB
 from duostore_server.embedded.postgres import EmbeddedPostgres
+from duostore_server.rpc.health import cause_of
 from duostore_server.stopping import stop_on_signals, stop_with_supervisor
-from duostore_server.storage.aurora.migrate import ensure_current, migrate
+from duostore_server.storage.aurora.migrate import MigrationError, ensure_current, migrate
 from duostore_server.storage.dynamodb.tables import create_tables
 from duostore_server.telemetry.exposition import exposed
 from duostore_server.telemetry.metrics import Metrics
@@ -23,33 +25,80 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from duostore_server.bootstrap import Stores
     from duostore_server.config import Settings
+    from duostore_server.domain.deadline import Deadline
+    from duostore_server.domain.ports import Probe
 
 _log = structlog.get_logger(__name__)
 
 
-def check_schema(settings: Settings) -> None:
+def check_schema(settings: Settings) -> bool:
     """Raise ``MigrationError`` if Aurora's schema is not the one of this release.
 
-    If Aurora cannot be reached this is not known, and not waited for: what is cached
-    and projected can be served meanwhile.
+    Returns False if Aurora cannot be reached: then this is not known, and not waited
+    for, since what is cached and projected can be served meanwhile.
     """
     try:
         ensure_current(bootstrap.dsn_of(settings))
-    except StoreUnavailableError:
-        _log.warning("schema not checked, aurora cannot be reached")
+    except StoreUnavailableError as error:
+        _log.warning("schema not checked, aurora cannot be reached", cause=cause_of(error))
+        return False
+    return True
+
+
+class SchemaProbe:
+    """A ``Probe`` that finds Aurora down until its schema is the one of this release.
+
+    For a process that began while Aurora was down. To end it is of no use: what does
+    not need Aurora goes on, and the rest as soon as somebody has migrated.
+    """
+
+    store = Store.AURORA
+
+    def __init__(self, aurora: Probe, ensure_current: Callable[[], None]) -> None:
+        """``ensure_current`` raises ``MigrationError``, or what ``Probe.ping`` may raise."""
+        self._aurora = aurora
+        self._ensure_current = ensure_current
+        self._is_current = False
+
+    def ping(self, deadline: Deadline) -> None:
+        self._aurora.ping(deadline)
+        if self._is_current:
+            return
+        try:
+            self._ensure_current()
+        except MigrationError as error:
+            raise StoreUnavailableError(Store.AURORA) from error
+        self._is_current = True
+
+
+def with_schema_probed(settings: Settings, stores: Stores) -> Stores:
+    """Return the same stores, Aurora's probe checking the schema as well."""
+
+    def ensure() -> None:
+        ensure_current(bootstrap.dsn_of(settings))
+
+    return replace(
+        stores,
+        probes=tuple(
+            SchemaProbe(probe, ensure) if probe.store is Store.AURORA else probe
+            for probe in stores.probes
+        ),
+    )
 
 
 def run_worker(settings: Settings) -> None:
     """Answer calls until the supervisor ends it."""
     stop = threading.Event()
     stop_with_supervisor(stop)
-    check_schema(settings)
+    checked = check_schema(settings)
     metrics = Metrics(CollectorRegistry())
-    with (
-        bootstrap.open_stores(settings, metrics) as stores,
-        bootstrap.serving(settings, stores, metrics) as answering,
-    ):
+    with ExitStack() as stack:
+        stores = stack.enter_context(bootstrap.open_stores(settings, metrics))
+        if not checked:
+            stores = with_schema_probed(settings, stores)
+        answering = stack.enter_context(bootstrap.serving(settings, stores, metrics))
         _log.info("serving", address=str(settings.server.address), port=answering.port)
         stop.wait()
         _log.info("draining")

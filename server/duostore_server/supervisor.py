@@ -6,15 +6,16 @@ Imports neither grpc nor a driver: what is forked and what is threaded never mee
 from __future__ import annotations
 
 import subprocess
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 import structlog
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from types import TracebackType
 
 # A child that ends with this code says that starting it again is of no use.
@@ -22,7 +23,7 @@ UNUSABLE: Final = 2
 
 _FIRST_BACKOFF_SECONDS: Final = 0.1
 _LAST_BACKOFF_SECONDS: Final = 5.0
-# A child that lived this long is restarted at once when it dies.
+# A child that lived this long has run well, and is restarted at once when it dies.
 _STABLE_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.05
 _KILL_WAIT_SECONDS: Final = 5.0
@@ -41,35 +42,49 @@ class Role:
 class _Child:
     """The process of a role, and when to start it again."""
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, stable: float) -> None:
         self.role = role
         self.process: subprocess.Popen[bytes] | None = None
         self.start_at = 0.0
+        # Whether one of its processes has lived long enough to be known to work.
+        self.is_proven = False
+        self._stable = stable
         self._started = 0.0
         self._backoff = _FIRST_BACKOFF_SECONDS
 
-    def start(self, environment: Mapping[str, str]) -> None:
+    def start(self, environment: Mapping[str, str], inherited: Collection[int]) -> None:
         # The pipe is never written to. It ends when this process does, however it
-        # dies, and the child then knows that it is alone.
-        self.process = subprocess.Popen(  # noqa: S603 - our own command line
-            self.role.command, stdin=subprocess.PIPE, env=dict(environment)
-        )
+        # dies, and the child then knows that it is alone. In a session of its own no
+        # Ctrl-C reaches it, at which it would end in the midst of its start.
+        try:
+            self.process = subprocess.Popen(  # noqa: S603 - our own command line
+                self.role.command,
+                stdin=subprocess.PIPE,
+                env=dict(environment),
+                pass_fds=tuple(inherited),
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._wait("process cannot be started and is tried again", error=str(error))
+            return
         self._started = time.monotonic()
         _log.debug("process started", role=self.role.name, pid=self.process.pid)
 
-    def died(self, code: int) -> None:
-        now = time.monotonic()
-        if now - self._started >= _STABLE_SECONDS:
-            self._backoff = _FIRST_BACKOFF_SECONDS
-        self.start_at = now + self._backoff
-        _log.error(
-            "process died and is started again",
-            role=self.role.name,
-            exit_code=code,
-            after_seconds=round(self._backoff, 1),
-        )
-        self._backoff = min(self._backoff * 2, _LAST_BACKOFF_SECONDS)
+    def ended(self) -> None:
+        """Note that its process is no more."""
         self.process = None
+        if time.monotonic() - self._started >= self._stable:
+            self.is_proven = True
+            self._backoff = _FIRST_BACKOFF_SECONDS
+
+    def died(self, code: int) -> None:
+        """Note when to start it again."""
+        self._wait("process died and is started again", exit_code=code)
+
+    def _wait(self, event: str, **why: object) -> None:
+        self.start_at = time.monotonic() + self._backoff
+        _log.error(event, role=self.role.name, after_seconds=round(self._backoff, 1), **why)
+        self._backoff = min(self._backoff * 2, _LAST_BACKOFF_SECONDS)
 
 
 class Supervisor:
@@ -85,16 +100,25 @@ class Supervisor:
         environment: Mapping[str, str],
         drain_timeout: float,
         ended: Callable[[int], None],
+        inherited: Collection[int] = (),
+        stable: float = _STABLE_SECONDS,
     ) -> None:
-        """``ended`` is called with the process id of every child that has ended."""
-        self._children = [_Child(role) for role in roles]
+        """``ended`` is called with the process id of every child that has ended.
+
+        ``inherited`` are file descriptors that the children keep, by their numbers; a
+        role has run well once a child of it lived for ``stable`` seconds.
+        """
+        self._children = [_Child(role, stable) for role in roles]
         self._environment = dict(environment)
         self._drain_timeout = drain_timeout
         self._ended = ended
+        self._inherited = tuple(inherited)
+        self._starting = threading.Lock()
+        self._is_over = False
 
     def __enter__(self) -> Self:
         for child in self._children:
-            child.start(self._environment)
+            self._start(child)
         return self
 
     def __exit__(
@@ -120,23 +144,40 @@ class Supervisor:
         """Watch the children until ``stop`` is set; return the exit code.
 
         Ends early with a child's own code if that child cannot be used at all, for
-        one because of its configuration.
+        one because of its configuration. Of a role that has run well, such an end is like
+        any other: the rest of the service goes on, and the child is started again.
         """
         while not stop.wait(_POLL_SECONDS):
             for child in self._children:
                 if child.process is None:
                     if time.monotonic() >= child.start_at:
-                        child.start(self._environment)
+                        self._start(child)
                     continue
                 code = child.process.poll()
                 if code is None:
                     continue
                 self._close(child.process)
-                if code == UNUSABLE:
-                    child.process = None
+                child.ended()
+                if code == UNUSABLE and not child.is_proven:
                     return code
                 child.died(code)
         return 0
+
+    def kill(self) -> None:
+        """Let all children die at once, and start no more. May be called on any thread."""
+        with self._starting:
+            self._is_over = True
+            running = [child.process for child in self._children if child.process is not None]
+        for process in running:
+            process.kill()
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_KILL_WAIT_SECONDS)
+
+    def _start(self, child: _Child) -> None:
+        with self._starting:
+            if not self._is_over:
+                child.start(self._environment, self._inherited)
 
     def _close(self, process: subprocess.Popen[bytes]) -> None:
         if process.stdin is not None:

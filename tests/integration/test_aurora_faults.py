@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
 import pytest
@@ -27,7 +27,7 @@ from duostore_server.storage.aurora.connection import BoundedConnection
 from duostore_server.storage.aurora.migrate import migrate
 from duostore_server.storage.aurora.outbox import AuroraOutbox
 from duostore_server.storage.aurora.pool import AuroraPool
-from duostore_server.storage.aurora.probe import AuroraProbe
+from duostore_server.storage.aurora.probe import AuroraProbe, open_probe
 from tests.support.authority_engines import soon
 from tests.support.authority_faults import backends, locked, query, terminate, wait_until_blocked
 from tests.support.servers import PostgresServer, running
@@ -35,6 +35,10 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from psycopg.abc import PQGen
+
+RV = TypeVar("RV")
 
 KEY = EntityKey("acme", "proposal", "p-1")
 # How soon after an outage the service must be whole again.
@@ -64,6 +68,12 @@ def pool(dsn: str) -> Iterator[AuroraPool]:
 
 
 @pytest.fixture
+def probe(dsn: str) -> Iterator[AuroraProbe]:
+    with open_probe(dsn) as probe:
+        yield probe
+
+
+@pytest.fixture
 def authority(pool: AuroraPool) -> AuroraAuthority:
     return AuroraAuthority(pool)
 
@@ -73,15 +83,18 @@ def save(authority: AuroraAuthority, deadline: Deadline | None = None) -> Entity
     return authority.write(change, deadline or soon()).entity
 
 
-def is_whole(authority: AuroraAuthority) -> bool:
+def is_whole(part: AuroraAuthority | AuroraProbe) -> bool:
     with suppress(DuostoreError):
-        save(authority, Deadline.after(1))
+        if isinstance(part, AuroraProbe):
+            part.ping(Deadline.after(1))
+        else:
+            save(part, Deadline.after(1))
         return True
     return False
 
 
-def recovers(authority: AuroraAuthority) -> None:
-    eventually(lambda: is_whole(authority), within=RECOVERY, what="the authority is back")
+def recovers(part: AuroraAuthority | AuroraProbe) -> None:
+    eventually(lambda: is_whole(part), within=RECOVERY, what=f"{type(part).__name__} is back")
 
 
 @contextmanager
@@ -174,16 +187,22 @@ def test_without_a_look_at_them_they_would(
 
 
 def test_a_frozen_server_holds_no_call_beyond_its_deadline(
-    server: PostgresServer, dsn: str, pool: AuroraPool, authority: AuroraAuthority
+    server: PostgresServer,
+    dsn: str,
+    pool: AuroraPool,
+    authority: AuroraAuthority,
+    probe: AuroraProbe,
 ) -> None:
     save(authority)
+    probe.ping(soon())
     took = {}
     with paused(server):
         for name, expected, call in (
             ("write", WriteOutcomeUnknownError, lambda d: save(authority, d)),
             ("read", StoreTimeoutError, lambda d: authority.read([KEY], d)),
             ("claim", StoreUnavailableError, lambda d: AuroraOutbox(pool).claim(1, d)),
-            ("probe", StoreUnavailableError, lambda d: AuroraProbe(pool).ping(d)),
+            ("probe", StoreTimeoutError, probe.ping),
+            ("probe that has to connect", StoreUnavailableError, probe.ping),
         ):
             began = time.monotonic()
             with pytest.raises(StoreError) as raised:
@@ -192,8 +211,8 @@ def test_a_frozen_server_holds_no_call_beyond_its_deadline(
             # After the first failure all connections are renewed, which a frozen server
             # does not answer either; whoever comes then gets none.
             assert isinstance(raised.value, (expected, StoreUnavailableError)), name
-            if name == "write":
-                assert type(raised.value) is WriteOutcomeUnknownError
+            if name in {"write", "probe"}:
+                assert type(raised.value) is expected
     assert max(took.values()) <= 0.5 + LATE, took
     # The frozen server had the statement and carries it out: the outcome was unknown indeed.
     eventually(
@@ -202,6 +221,7 @@ def test_a_frozen_server_holds_no_call_beyond_its_deadline(
         what="the write is applied",
     )
     recovers(authority)
+    recovers(probe)
 
 
 def test_a_frozen_server_is_given_up_on_without_a_deadline_that_presses(
@@ -219,9 +239,10 @@ def test_a_frozen_server_is_given_up_on_without_a_deadline_that_presses(
 
 
 def test_a_server_that_is_stopped_and_started_is_found_again(
-    server: PostgresServer, authority: AuroraAuthority, pool: AuroraPool
+    server: PostgresServer, authority: AuroraAuthority, pool: AuroraPool, probe: AuroraProbe
 ) -> None:
     before = save(authority)
+    probe.ping(soon())
     server.stop()
     try:
         # More calls than may wait at a time: none of them may count as waiting for ever.
@@ -231,8 +252,8 @@ def test_a_server_that_is_stopped_and_started_is_found_again(
             assert type(raised.value) is StoreUnavailableError
             with pytest.raises(StoreUnavailableError):
                 authority.read([KEY], Deadline.after(0.2))
-        with pytest.raises(StoreUnavailableError):
-            AuroraProbe(pool).ping(Deadline.after(0.2))
+            with pytest.raises(StoreUnavailableError):
+                probe.ping(Deadline.after(0.2))
         # Long enough for the pool to give up on all its connections.
         eventually(
             lambda: pool._pool.get_stats()["pool_size"] == 0, within=20, what="none is expected"
@@ -240,8 +261,8 @@ def test_a_server_that_is_stopped_and_started_is_found_again(
     finally:
         server.start()
     recovers(authority)
+    recovers(probe)
     assert save(authority).version > before.version
-    AuroraProbe(pool).ping(soon())
 
 
 def test_a_server_that_was_killed_loses_no_acknowledged_write(
@@ -266,7 +287,7 @@ def _can_read(authority: AuroraAuthority) -> bool:
 
 
 def test_a_writer_that_was_demoted_is_left(
-    dsn: str, authority: AuroraAuthority, pool: AuroraPool
+    dsn: str, authority: AuroraAuthority, probe: AuroraProbe
 ) -> None:
     save(authority)
     before = backends(dsn)
@@ -279,7 +300,7 @@ def test_a_writer_that_was_demoted_is_left(
             lambda: not before & backends(dsn), within=RECOVERY, what="its connections are closed"
         )
         # Nor is it connected to again, though it would gladly be read from.
-        for call in (lambda: authority.read([KEY], soon()), lambda: AuroraProbe(pool).ping(soon())):
+        for call in (lambda: authority.read([KEY], soon()), lambda: probe.ping(soon())):
             with pytest.raises(StoreUnavailableError) as raised:
                 call()
             assert isinstance(raised.value.__cause__, PoolTimeout)
@@ -304,14 +325,77 @@ def test_a_writer_that_was_demoted_is_not_read_from(
     recovers(authority)
 
 
-def test_a_writer_that_was_demoted_fails_the_probe(
-    dsn: str, authority: AuroraAuthority, pool: AuroraPool
-) -> None:
-    AuroraProbe(pool).ping(soon())
-    with demoted(dsn), pytest.raises(StoreUnavailableError):
-        AuroraProbe(pool).ping(soon())
-    recovers(authority)
-    AuroraProbe(pool).ping(soon())
+def test_a_writer_that_was_demoted_fails_the_probe(dsn: str, probe: AuroraProbe) -> None:
+    probe.ping(soon())
+    before = backends(dsn)
+    with demoted(dsn):
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError):
+                probe.ping(soon())
+    recovers(probe)
+    assert not before & backends(dsn)
+
+
+def test_a_probe_has_one_connection_of_its_own_and_keeps_it(dsn: str) -> None:
+    with open_probe(dsn) as probe:
+        assert not backends(dsn)
+        probe.ping(soon())
+        before = backends(dsn)
+        probe.ping(Deadline.after(0.5))
+        assert len(before) == 1
+        assert backends(dsn) == before
+        terminate(dsn)
+        probe.ping(soon())
+        assert len(backends(dsn) - before) == 1
+    eventually(lambda: not backends(dsn), within=RECOVERY, what="it is closed")
+    with pytest.raises(StoreUnavailableError):
+        probe.ping(soon())
+
+
+def test_neither_a_full_pool_nor_a_lock_fails_the_probe(dsn: str, probe: AuroraProbe) -> None:
+    with (
+        AuroraPool(dsn, max_size=1, wait=9, lock_timeout=9, statement_timeout=9) as pool,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        authority = AuroraAuthority(pool)
+        save(authority)
+        with psycopg.connect(dsn) as other:
+            other.execute("LOCK TABLE duostore.entity, duostore.outbox IN ACCESS EXCLUSIVE MODE")
+            writing = threads.submit(save, authority)
+            wait_until_blocked(dsn)
+            probe.ping(soon())
+            # The mutant that shares the pool.
+            with pytest.raises(StoreUnavailableError):
+                AuroraProbe(pool).ping(Deadline.after(0.1))
+            other.rollback()
+        assert writing.result(10).version == 2
+
+
+class Torn(BoundedConnection):
+    """A connection whose socket fails the system call that waits, when it is told to."""
+
+    is_torn = False
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        if type(self).is_torn:
+            type(self).is_torn = False
+            raise OSError(12, "Cannot allocate memory")
+        return super().wait(gen, interval, timeout)
+
+
+def test_of_a_write_whose_socket_fails_the_outcome_is_unknown(dsn: str) -> None:
+    pool = AuroraPool(dsn, max_size=1, wait=5)
+    pool._pool.connection_class = Torn
+    with pool:
+        authority = AuroraAuthority(pool)
+        save(authority)
+        before = backends(dsn)
+        Torn.is_torn = True
+        with pytest.raises(WriteOutcomeUnknownError) as raised:
+            save(authority)
+        assert isinstance(raised.value.__cause__, OSError)
+        save(authority)
+        eventually(lambda: not before & backends(dsn), within=RECOVERY, what="it is closed")
 
 
 def test_a_pool_starts_before_its_server_does(server: PostgresServer, dsn: str) -> None:

@@ -18,16 +18,19 @@ from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.entities import Change, IfAbsent
 from duostore_server.domain.errors import (
     DeadlineExceededError,
+    StoreError,
     StoreOverloadedError,
     StoreTimeoutError,
     StoreUnavailableError,
 )
 from duostore_server.domain.keys import EntityKey
 from duostore_server.storage.aurora.authority import AuroraAuthority
+from duostore_server.storage.aurora.connection import BoundedConnection
 from duostore_server.storage.aurora.migrate import migrate
 from duostore_server.storage.aurora.pool import AuroraPool
 from tests.support.authority_engines import soon
 from tests.support.authority_faults import backends, locked, query, wait_until_blocked
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +40,8 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
 KEY = EntityKey("acme", "proposal", "p-1")
-# More than it takes until the driver prepares a statement.
+# So often the driver runs a statement before it prepares it; and more often than that.
+UNPREPARED = 5
 WARM = 10
 
 
@@ -146,9 +150,92 @@ def test_the_server_gives_up_at_the_deadline_and_nothing_is_written(
 def test_the_server_gives_up_waiting_for_a_lock(dsn: str) -> None:
     with AuroraPool(dsn, lock_timeout=0.05, wait=10) as pool:
         save(pool)
-        with locked(dsn, KEY), pytest.raises(StoreTimeoutError):
+        with locked(dsn, KEY), pytest.raises(StoreTimeoutError) as raised:
             save(pool)
         assert save(pool) == 2
+    assert isinstance(raised.value.__cause__, psycopg.errors.LockNotAvailable)
+
+
+@contextmanager
+def table_locked(dsn: str) -> Iterator[None]:
+    """Do as an ALTER TABLE does that takes its time: not even a parse gets through."""
+    with psycopg.connect(dsn) as connection:
+        connection.execute("LOCK TABLE duostore.entity IN ACCESS EXCLUSIVE MODE")
+        yield
+        connection.rollback()
+
+
+def prepared(pool: AuroraPool) -> int:
+    """Return how many statements on entities the pool's only connection has prepared."""
+    rows = pool.execute(
+        "SELECT name FROM pg_prepared_statements WHERE statement LIKE %s",
+        ("%duostore.entity%",),
+        soon(),
+    )
+    return len(rows)
+
+
+@pytest.mark.parametrize("runs", [UNPREPARED - 1, UNPREPARED, UNPREPARED + 1])
+def test_a_save_that_fails_as_it_would_be_prepared_harms_none_after_it(
+    dsn: str, pool: AuroraPool, runs: int
+) -> None:
+    for _ in range(runs):
+        save(pool)
+    before = backends(dsn)
+    with table_locked(dsn), pytest.raises(StoreTimeoutError):
+        save(pool, Deadline.after(0.2))
+    assert [save(pool) for _ in range(WARM)] == list(range(runs + 1, runs + 1 + WARM))
+    assert prepared(pool) == 1
+    assert backends(dsn) == before
+
+
+class PreparesAnywhere(BoundedConnection):
+    """The mutant that lets the driver prepare in a pipeline, and believe what it wants to."""
+
+    @contextmanager
+    def in_one_trip(self) -> Iterator[None]:
+        with self.pipeline():
+            yield
+
+
+def test_a_statement_that_is_not_prepared_after_all_is_run_without(dsn: str) -> None:
+    pool = AuroraPool(dsn, max_size=1, wait=10, statement_timeout=10)
+    pool._pool.connection_class = PreparesAnywhere
+    with pool:
+        for _ in range(UNPREPARED):
+            save(pool)
+        before = backends(dsn)
+        with table_locked(dsn), pytest.raises(StoreTimeoutError):
+            save(pool, Deadline.after(0.2))
+        assert backends(dsn) == before
+        assert [save(pool) for _ in range(WARM)] == list(range(6, 6 + WARM))
+        # What was mistaken is gone, and nothing else.
+        assert not before & backends(dsn)
+        assert prepared(pool) == 1
+
+
+def test_a_change_of_the_schema_that_changes_a_plan_costs_no_call(dsn: str) -> None:
+    connections = 3
+    with (
+        AuroraPool(dsn, min_size=connections, max_size=connections, wait=10) as pool,
+        ThreadPoolExecutor(connections) as threads,
+    ):
+        authority = AuroraAuthority(pool)
+        eventually(
+            lambda: pool._pool.get_stats()["pool_available"] == connections,
+            within=10,
+            what="the pool is full",
+        )
+        for _ in range(connections * WARM):
+            save(pool)
+            authority.read([KEY], soon())
+        query(dsn, "ALTER TABLE duostore.entity ALTER COLUMN version TYPE integer")
+        first = connections * WARM + 1
+        saves = [threads.submit(save, pool) for _ in range(connections * WARM)]
+        assert sorted(future.result(10) for future in saves) == list(
+            range(first, first + len(saves))
+        )
+        assert authority.read([KEY], soon())[KEY].version == 2 * connections * WARM
 
 
 def test_waiting_for_a_connection_is_bounded(dsn: str) -> None:
@@ -240,6 +327,40 @@ def test_contention_that_stays_is_overload(dsn: str, pool: AuroraPool, state: st
         save(pool)
     assert query(dsn, "SELECT version FROM duostore.entity") == []
     assert save(pool) == 1
+
+
+def test_what_stays_unsupported_is_a_fault_of_ours(dsn: str, pool: AuroraPool) -> None:
+    fail_first(dsn, 2, "0A000")
+    with pytest.raises(psycopg.errors.FeatureNotSupported):
+        save(pool)
+    assert query(dsn, "SELECT version FROM duostore.entity") == []
+    assert save(pool) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("53200", StoreOverloadedError),
+        ("55000", StoreUnavailableError),
+        ("57014", StoreTimeoutError),
+        ("58030", StoreUnavailableError),
+    ],
+)
+def test_the_cause_of_a_failure_is_kept_and_not_told(
+    dsn: str, pool: AuroraPool, state: str, expected: type[StoreError]
+) -> None:
+    save(pool)
+    before = backends(dsn)
+    fail_first(dsn, 1, state)
+    with pytest.raises(expected) as raised:
+        save(pool)
+    assert type(raised.value) is expected
+    cause = raised.value.__cause__
+    assert isinstance(cause, psycopg.Error)
+    assert cause.sqlstate == state
+    assert str(cause) not in str(raised.value)
+    assert save(pool) == 2
+    assert backends(dsn) == before
 
 
 class Interrupted(AuroraPool):

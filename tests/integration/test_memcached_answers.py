@@ -24,7 +24,7 @@ from duostore_server.storage.cache.entries import encode
 from duostore_server.storage.cache.keys import Namespace
 from duostore_server.storage.cache.memcached import MemcachedCache
 from duostore_server.storage.cache.probes import MemcachedProbe
-from duostore_server.storage.cache.wire import Connection, open_connection
+from duostore_server.storage.cache.wire import Connection, Connector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ LEASE = Lease(b"0123456789abcdef")
 
 @pytest.fixture
 def connection(memcached: MemcachedServer) -> Iterator[Connection]:
-    connection = open_connection(memcached.address, connect_timeout=5, timeout=5)
+    connection = Connector()(memcached.address, connect_timeout=5, timeout=5)
     yield connection
     connection.close()
 
@@ -139,7 +139,7 @@ def test_500_commands_are_one_round_trip(
         return (reply + b"\r\n") * 500 if complete else b""
 
     with answering(answer) as address:
-        connection = open_connection(address, connect_timeout=5, timeout=5)
+        connection = Connector()(address, connect_timeout=5, timeout=5)
         command(connection, keys)
         connection.close()
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from duostore_server.access.propagation import Propagation
 from duostore_server.access.reading import Reader
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.entities import Lease
-from duostore_server.domain.errors import StoreError
+from duostore_server.domain.errors import Store, StoreError, StoreUnavailableError
 from duostore_server.storage.cache.memcached import MemcachedCache
+from tests.interleaving import scenes
 from tests.interleaving.deployment import Design
 from tests.support.fake_authority import FakeAuthority
 from tests.support.simulated_dynamodb import SimulatedDynamoDB
@@ -18,8 +20,9 @@ from tests.support.simulated_dynamodb import SimulatedDynamoDB
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from duostore_server.domain.entities import Cached, Entity, Reading
+    from duostore_server.domain.entities import Cached, Change, Entity, Reading, Written
     from duostore_server.domain.keys import EntityKey
+    from tests.interleaving.scenes import Scene
     from tests.support.fake_authority import Row
 
 
@@ -130,15 +133,107 @@ class _ReadsBeforeTheLease(Reader):
         return super()._read_source(*args)
 
 
-MUTANTS: Mapping[str, Design] = {
-    "fill by plain set": Design(cache=_FillByPlainSet),
-    "fill by CAS number, whosever lease": Design(cache=_FillByNumber),
-    "noreply delete": Design(cache=_NoReplyDelete),
-    "cache deleted before DynamoDB": Design(propagation=_CacheBeforeDynamoDB),
-    "failed put taken for done": Design(propagation=_FailedPutIsDone),
-    "unconditional put": Design(dynamodb=_UnconditionalPut),
-    "eventually consistent fill": Design(dynamodb=_EventuallyConsistentFill),
-    "outbox read by id > last": Design(authority=_OutboxById),
-    "fill of what DynamoDB does not hold": Design(reader=_CachesWhatIsNotProjected),
-    "source read before the lease": Design(reader=_ReadsBeforeTheLease),
+class _KeepsTheRowsId(FakeAuthority):
+    """Leaves the outbox row of an earlier change as it is, so that its completion takes it away."""
+
+    def _commit(self, change: Change, outbox_id: int) -> Written:
+        waiting = self._outbox.get(change.key)
+        written = super()._commit(change, outbox_id)
+        if waiting is None:
+            return written
+        self._outbox[change.key] = waiting
+        return replace(written, outbox_id=waiting.id)
+
+
+class _CacheIgnoresMinVersion(Reader):
+    """Answers what the cache holds, however old it is."""
+
+    def _look(self, keys: Collection[EntityKey], _min_version: int) -> Any:
+        return super()._look(keys, 0)
+
+
+class _DynamoDBIgnoresMinVersion(Reader):
+    """Answers what DynamoDB holds, however old it is."""
+
+    def _read_source(self, keys: Any, _min_version: int, *args: Any) -> Any:
+        return super()._read_source(keys, 0, *args)
+
+
+class _NewestVersionOldPayload(Reader):
+    """Takes the version that DynamoDB turned out to hold, and the payload that it read before."""
+
+    def _reproject(self, key: EntityKey, row: Entity | None, *args: Any) -> tuple[Reading, bool]:
+        reading, cacheable = super()._reproject(key, row, *args)
+        if row is None or reading.payload is None:
+            return reading, cacheable
+        return replace(reading, payload=self._encode(row)), cacheable
+
+
+class _GivesUpOnLeases(Reader):
+    """Refuses a caller who finds that another fetches the key."""
+
+    def _await(self, *_: Any) -> Any:
+        raise StoreUnavailableError(Store.CACHE)
+
+
+class _StrongFromDynamoDB(Reader):
+    """Reads DynamoDB, strongly consistent, where the authority was asked for."""
+
+    def _read_authority(self, key: EntityKey, deadline: Deadline) -> Reading:
+        reading, _ = self._read_source([key], 0, deadline)[key]
+        return reading
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A design with a fault, the claim that it breaks first in ``scene``, whatever the order."""
+
+    claim: str
+    scene: Scene
+    design: Design
+    # Whether random orders of everything come upon it too, within a few thousand.
+    at_random: bool = True
+
+
+MUTANTS: Mapping[str, Mutant] = {
+    "fill by plain set": Mutant("C6", scenes.save_and_read, Design(cache=_FillByPlainSet)),
+    "fill by CAS number, whosever lease": Mutant(
+        "C6", scenes.two_readers, Design(cache=_FillByNumber), at_random=False
+    ),
+    "noreply delete": Mutant("C6", scenes.cache_is_cut_off, Design(cache=_NoReplyDelete)),
+    "cache deleted before DynamoDB": Mutant(
+        "C6", scenes.save_and_read, Design(propagation=_CacheBeforeDynamoDB)
+    ),
+    "failed put taken for done": Mutant(
+        "C6", scenes.dynamodb_is_cut_off, Design(propagation=_FailedPutIsDone)
+    ),
+    "unconditional put": Mutant("C5", scenes.save_and_save, Design(dynamodb=_UnconditionalPut)),
+    "eventually consistent fill": Mutant(
+        "C6", scenes.save_and_read, Design(dynamodb=_EventuallyConsistentFill)
+    ),
+    "outbox read by id > last": Mutant("C8", scenes.async_saves, Design(authority=_OutboxById)),
+    "outbox row keeps its id": Mutant(
+        "C8", scenes.completion_is_late, Design(authority=_KeepsTheRowsId)
+    ),
+    "fill of what DynamoDB does not hold": Mutant(
+        "C5", scenes.dynamodb_lags, Design(reader=_CachesWhatIsNotProjected), at_random=False
+    ),
+    "source read before the lease": Mutant(
+        "C6", scenes.save_and_read, Design(reader=_ReadsBeforeTheLease)
+    ),
+    "payload of another version": Mutant(
+        "C3", scenes.first_saves, Design(reader=_NewestVersionOldPayload)
+    ),
+    "min_version not asked of the cache": Mutant(
+        "C4", scenes.own_write_is_read, Design(reader=_CacheIgnoresMinVersion)
+    ),
+    "min_version not asked of DynamoDB": Mutant(
+        "C4", scenes.own_write_is_read, Design(reader=_DynamoDBIgnoresMinVersion)
+    ),
+    "strong read from DynamoDB": Mutant(
+        "C6", scenes.strong_read, Design(reader=_StrongFromDynamoDB)
+    ),
+    "lease of another refuses the caller": Mutant(
+        "C10", scenes.two_readers, Design(reader=_GivesUpOnLeases)
+    ),
 }

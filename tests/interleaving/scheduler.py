@@ -3,6 +3,11 @@
 Each actor is production code on a greenlet of its own. The simulated stores call ``World.step``
 just before an operation takes effect; there the actor is suspended until it is chosen again.
 So an execution is decided by its choices alone, and can be repeated from them.
+
+Two executions in the same state go on alike, so that one of them need not. That holds only if
+the state is all that the rest depends on: of the stores what they hold, of an actor that is
+not at its end all that it has seen. A step sees the store that its label names. Whatever else
+an actor sees (the clock, a counter, what was promised so far) it has to ``observe``.
 """
 
 from __future__ import annotations
@@ -16,8 +21,8 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Hashable
 
-# Picks one of so many actors, given the state of the execution.
-Choose: TypeAlias = "Callable[[int, Hashable], int]"
+# Picks one of so many actors; may ask for the state of the execution.
+Choose: TypeAlias = "Callable[[int, Callable[[], Hashable]], int]"
 
 
 class Dead(BaseException):
@@ -45,10 +50,6 @@ class Actor:
         """Whether the actor has steps left."""
         return not self.killed and not self._greenlet.dead
 
-    def runs_on(self, current: greenlet.greenlet) -> bool:
-        """Return whether this is the actor's greenlet."""
-        return self._greenlet is current
-
     def resume(self) -> None:
         """Let the actor do its next step, up to the one after it."""
         self._greenlet.switch()
@@ -75,9 +76,13 @@ class World:
     def __init__(self) -> None:
         self.actors: list[Actor] = []
         self.trace: list[str] = []
-        self.store_state: Callable[[str], Hashable] = lambda _: 0
+        # What the store that a label names holds, and what everything but the actors does.
+        self.seen_at: Callable[[str], Hashable] = lambda _: 0
+        self.held: Callable[[], Hashable] = lambda: 0
         self.after_step: Callable[[], None] = lambda: None
         self._hub = greenlet.getcurrent()
+        self._running: Actor | None = None
+        self._remembers = False
         self._closed = False
 
     def actor(self, name: str, work: Callable[[], None]) -> Actor:
@@ -90,42 +95,41 @@ class World:
         """Suspend the calling actor until it is chosen; a no-op outside the execution."""
         if self._closed:
             raise Dead
-        current = greenlet.getcurrent()
-        if current is self._hub:
+        if self._running is None:
             return
-        actor = next(actor for actor in self.actors if actor.runs_on(current))
-        actor.label = label
+        self._running.label = label
         self._hub.switch()
         if self._closed:
             raise Dead
 
+    def observe(self, value: Hashable) -> None:
+        """Take note of what the calling actor has seen elsewhere than in a store's step."""
+        if self._remembers and self._running is not None:
+            self._running.local = hash((self._running.local, value))
+
     def current_name(self) -> str:
         """Return the name of the calling actor; empty outside of the execution."""
-        current = greenlet.getcurrent()
-        return next((actor.name for actor in self.actors if actor.runs_on(current)), "")
+        return self._running.name if self._running else ""
 
     def state(self) -> Hashable:
         """Return what the rest of the execution depends on."""
         return (
-            tuple((a.name, a.enabled, a.label, a.local) for a in self.actors),
-            self.store_state(""),
+            tuple((a.label, a.local) if a.enabled else None for a in self.actors),
+            self.held(),
         )
 
     def run(self, choose: Choose, *, states: bool) -> None:
         """Run all actors to their ends; ``states`` tells whether ``choose`` looks at states."""
-        try:
-            while enabled := [actor for actor in self.actors if actor.enabled]:
-                chosen = enabled[choose(len(enabled), self.state() if states else None)]
-                self.trace.append(f"{chosen.name}:{chosen.label}")
-                if states:
-                    # What a step answers depends on the store that it asks, no more.
-                    chosen.local = hash(
-                        (chosen.local, chosen.label, self.store_state(chosen.label))
-                    )
-                chosen.resume()
-                self.after_step()
-        finally:
-            self._closed_down = [actor for actor in self.actors if not actor.enabled]
+        self._remembers = states
+        while enabled := [actor for actor in self.actors if actor.enabled]:
+            chosen = enabled[choose(len(enabled), self.state)]
+            self.trace.append(f"{chosen.name}:{chosen.label}")
+            if states:
+                chosen.local = hash((chosen.local, chosen.label, self.seen_at(chosen.label)))
+            self._running = chosen
+            chosen.resume()
+            self._running = None
+            self.after_step()
 
     def close(self) -> None:
         """End what was left over."""
@@ -134,16 +138,17 @@ class World:
             actor.bury()
 
 
-def exhaust(execute: Callable[[Choose], None], *, most: int) -> int:
+def exhaust(execute: Callable[[Choose], None], *, most: int, prune: bool = True) -> int:
     """Execute in every order, states seen before left out; return how many states there were.
 
     Raises ``AssertionError`` if there are more than ``most``: then nothing was exhausted.
-    States are told apart by their hashes, 64 bits wide.
+    States are told apart by their hashes, 64 bits wide. Without ``prune`` nothing is left
+    out, which is slow and comes to the same number.
     """
     seen: set[int] = set()
     prefix: list[int] | None = []
     while prefix is not None:
-        branch = _Branch(prefix, seen)
+        branch = _Branch(prefix, seen, prune=prune)
         with contextlib.suppress(Pruned):
             execute(branch.choose)
         assert len(seen) <= most, f"more than {most} states"
@@ -154,19 +159,20 @@ def exhaust(execute: Callable[[Choose], None], *, most: int) -> int:
 class _Branch:
     """One execution of many: choices as given, then always the first."""
 
-    def __init__(self, prefix: list[int], seen: set[int]) -> None:
+    def __init__(self, prefix: list[int], seen: set[int], *, prune: bool) -> None:
         self._prefix = prefix
         self._seen = seen
+        self._prune = prune
         self._trail: list[tuple[int, int]] = []
 
-    def choose(self, count: int, state: Hashable) -> int:
+    def choose(self, count: int, state: Callable[[], Hashable]) -> int:
         depth = len(self._trail)
         choice = 0
         if depth < len(self._prefix):
             choice = self._prefix[depth]
         else:
-            digest = hash(state)
-            if digest in self._seen:
+            digest = hash(state())
+            if self._prune and digest in self._seen:
                 raise Pruned
             self._seen.add(digest)
         self._trail.append((choice, count))
@@ -186,7 +192,7 @@ def at_random(rng: random.Random) -> Choose:
     """Return a chooser that now and then lets one actor run on for a while."""
     favourite = 0.0
 
-    def choose(count: int, _: Hashable) -> int:
+    def choose(count: int, _: object) -> int:
         nonlocal favourite
         if rng.random() < 0.2:
             favourite = rng.random()

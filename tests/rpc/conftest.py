@@ -25,7 +25,8 @@ max_bytes = "4MiB"
 [kinds.tag]
 projection = "async"
 [server]
-max_message_bytes = "16MiB"
+max_message_bytes = "24MiB"
+max_answer_bytes = "24MiB"
 """
 SCHEMA = """
 {

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
 DOWN = status(grpc.StatusCode.UNAVAILABLE, "aurora is down", "STORE_UNAVAILABLE")
-LOST = status(grpc.StatusCode.UNAVAILABLE, "answer lost", "WRITE_OUTCOME_UNKNOWN")
+LOST = status(grpc.StatusCode.UNKNOWN, "answer lost", "WRITE_OUTCOME_UNKNOWN")
 LATE = status(grpc.StatusCode.DEADLINE_EXCEEDED, "too late", "DEADLINE_EXCEEDED")
 CUT = status(grpc.StatusCode.UNKNOWN, "Stream removed")
 LIMITED = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")

@@ -123,6 +123,7 @@ def test_save_sends_its_precondition(
     [asked] = service.asked
     assert asked.request.WhichOneof("precondition") == field
     assert getattr(asked.request, field) == value
+    assert asked.request.HasField("data"), "an empty document is a document, too"
 
 
 def test_a_document_that_would_be_changed_is_not_sent(
@@ -215,7 +216,7 @@ READ_FIRST = "It may or may not have been applied: read it with `duostore get --
             ["too much work (OVERLOADED, request id r-1)", "Try again in 3 s."],
         ),
         (
-            status(grpc.StatusCode.UNAVAILABLE, "answer lost", "WRITE_OUTCOME_UNKNOWN"),
+            status(grpc.StatusCode.UNKNOWN, "answer lost", "WRITE_OUTCOME_UNKNOWN"),
             3,
             ["answer lost (WRITE_OUTCOME_UNKNOWN, request id r-1)", READ_FIRST],
         ),

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from duostore import (
+    AnswerTooLargeError,
     Client,
     DeadlineExceededError,
     Entity,
@@ -35,6 +36,8 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from google.rpc import status_pb2
 
 # Deadlines travel with two or three digits, rounded up.
 ROUNDED = 1.05
@@ -305,6 +308,38 @@ def test_absent_is_only_what_the_server_says_to_be(
     service.script("BatchGet", answer)
     with client_of(service) as client, pytest.raises(InternalError, match=r"keys\[0:2\]"):
         client.batch_get([A, B])
+
+
+def too_large(size: int, limit: int) -> status_pb2.Status:
+    return status(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "the answer is too large",
+        reason("ANSWER_TOO_LARGE", size=str(size), limit=str(limit)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "fewer"),
+    [(1000, 100, 50), (1000, 999, 250), (10**12, 100, 1), (0, 0, 1)],
+)
+def test_of_a_batch_that_is_too_large_fewer_are_asked_for(
+    service: ScriptedService, size: int, limit: int, fewer: int
+) -> None:
+    keys = [Key("proposal", str(n)) for n in range(501)]
+    service.script("BatchGet", too_large(size, limit))
+    sent = [keys[start : start + fewer] for start in range(0, 501, fewer)]
+    service.script("BatchGet", *[found_and_missing(part, frozenset()) for part in sent])
+    with client_of(service, timeout=60) as client:
+        assert list(client.batch_get(keys)) == keys
+    assert [len(asked.request.keys) for asked in service.asked] == [500, *map(len, sent)]
+
+
+def test_one_entity_that_is_too_large_is_an_error(service: ScriptedService) -> None:
+    service.script("BatchGet", *[too_large(300, 100)] * 2)
+    with client_of(service) as client, pytest.raises(AnswerTooLargeError) as raised:
+        client.batch_get([A, B])
+    assert (raised.value.size, raised.value.limit) == (300, 100)
+    assert [len(asked.request.keys) for asked in service.asked] == [2, 1]
 
 
 def test_if_one_batch_fails_the_call_does(service: ScriptedService) -> None:

@@ -7,14 +7,12 @@ raises from ``step`` (before the commit) or from ``after_commit`` (the answer is
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from duostore_server.domain.documents import compact_json
 from duostore_server.domain.entities import (
     Backlog,
     Entity,
@@ -52,8 +50,12 @@ def _no_step(_label: str) -> None:
     pass
 
 
-def _nothing(_written: Written) -> None:
+def _nothing(_: object) -> None:
     pass
+
+
+def _by_key(item: tuple[EntityKey, Entity]) -> str:
+    return str(item[0])
 
 
 class FakeAuthority:
@@ -63,9 +65,10 @@ class FakeAuthority:
     ``authority.commit``, ``outbox.claim``, ``outbox.complete`` or ``outbox.backlog``; no lock
     is held then. A write has taken its outbox id by that time, so that, as in PostgreSQL,
     ids of different keys are committed in any order. Its version is computed at the commit,
-    which is what waiting for a row lock comes to. ``after_commit`` is called with what was
-    committed before ``write`` returns it. ``clock`` gives seconds since 1970, a claim holds
-    for ``claim`` of them.
+    which is what waiting for a row lock comes to. ``observe`` is told the id: what a caller
+    gets to see in between its steps. ``after_commit`` is called with what was committed
+    before ``write`` returns it. ``clock`` gives seconds since 1970, a claim holds for
+    ``claim`` of them.
     """
 
     def __init__(
@@ -73,15 +76,17 @@ class FakeAuthority:
         *,
         clock: Callable[[], float] = time.time,
         step: Callable[[str], None] = _no_step,
+        observe: Callable[[Hashable], None] = _nothing,
         after_commit: Callable[[Written], None] = _nothing,
         claim: float = 3.0,
     ) -> None:
         self._clock = clock
         self._step = step
+        self._observe = observe
         self._after_commit = after_commit
         self._claim = claim
         self._lock = threading.Lock()
-        self._ids = itertools.count(1)
+        self._last_id = 0
         self._newest_id: dict[EntityKey, int] = {}
         self._entities: dict[EntityKey, Entity] = {}
         self._outbox: dict[EntityKey, Row] = {}
@@ -95,7 +100,8 @@ class FakeAuthority:
     def write(self, change: Change, deadline: Deadline) -> Written:
         deadline.bound(_OWN_TIMEOUT)
         with self._lock:
-            outbox_id = next(self._ids)
+            outbox_id = self._next_id()
+        self._observe(outbox_id)
         self._step("authority.commit")
         with self._lock:
             written = self._commit(change, outbox_id)
@@ -132,28 +138,33 @@ class FakeAuthority:
             return Backlog(len(self._outbox), max(0.0, now - oldest))
 
     def state(self) -> Hashable:
-        """Return all that the answers to come depend on, but for times and their order."""
+        """Return all that the answers to come depend on, but for the times themselves."""
         with self._lock:
+            due = sorted(self._outbox.items(), key=lambda item: (item[1].due_time, item[1].id))
             return (
                 tuple(
-                    sorted(
-                        (str(key), entity.version, compact_json({"": entity.data}))
-                        for key, entity in self._entities.items()
-                    )
+                    (str(key), entity.version, repr(entity.data))
+                    for key, entity in sorted(self._entities.items(), key=_by_key)
                 ),
-                tuple(sorted((str(key), row.id) for key, row in self._outbox.items())),
+                tuple((str(key), row.id) for key, row in due),
+                self._last_id,
+                tuple(sorted((str(key), id_) for key, id_ in self._newest_id.items())),
             )
 
     def _may_claim(self, _row: Row) -> bool:
         """Leave out what a mutant does not see."""
         return True
 
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
     def _commit(self, change: Change, outbox_id: int) -> Written:
         now = self._clock()
         entity = self._next(change, datetime.fromtimestamp(now, UTC))
         # A writer that waited for the row's lock takes its id after that.
         if outbox_id < self._newest_id.get(change.key, 0):
-            outbox_id = next(self._ids)
+            outbox_id = self._next_id()
         row = Row(outbox_id, now + change.due_after / timedelta(seconds=1), now)
         if waiting := self._outbox.get(change.key):
             due_time = min(waiting.due_time, row.due_time)

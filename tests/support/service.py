@@ -101,6 +101,11 @@ class Service:
 
     def __enter__(self) -> Self:
         self.run("migrate")
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start it; return when it answers. Its tables and its schema have to be there."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*_COMMAND, "serve", "--config", str(self.config)],
@@ -114,7 +119,6 @@ class Service:
             self.stop()
             error.add_note(self.log.read_text()[-4000:])
             raise
-        return self
 
     def __exit__(
         self,

@@ -34,7 +34,6 @@ T = TypeVar("T")
 
 _MAX_KEYS = 100
 _MAX_STATEMENTS = 25
-_MAX_ITEM_BYTES = 400 * 1024
 
 
 def _no_step(_label: str) -> None:
@@ -43,6 +42,10 @@ def _no_step(_label: str) -> None:
 
 def _no_fault(_label: str) -> Fault | None:
     return None
+
+
+def _all_processed(_label: str) -> bool:
+    return False
 
 
 def _newest(_label: str, states: int) -> int:
@@ -56,7 +59,9 @@ class SimulatedDynamoDB:
     takes effect, those of a batch one by one; no lock is held then. ``fault`` is asked
     next: its error is raised in place of the answer, the operation applied or not. A read
     that is not strongly consistent answers what ``staleness`` chooses: the index of one of
-    the ``states`` that the item went through, the first (0) being its absence.
+    the ``states`` that the item went through, the first (0) being its absence. Reads of a
+    batch for which ``unprocessed`` is true are not done. Items past ``item_max`` bytes are
+    refused.
     """
 
     def __init__(
@@ -64,11 +69,14 @@ class SimulatedDynamoDB:
         *,
         step: Callable[[str], None] = _no_step,
         staleness: Callable[[str, int], int] = _newest,
+        item_max: int = 400 * 1024,
     ) -> None:
         self.step = step
         self.staleness = staleness
         self.fault: Callable[[str], Fault | None] = _no_fault
+        self.unprocessed: Callable[[str], bool] = _all_processed
         self.reachable = True
+        self._item_max = item_max
         self._lock = threading.RLock()
         self._tables: dict[str, dict[str, list[Item | None]]] = {}
         self._late: list[Callable[[], object]] = []
@@ -118,7 +126,7 @@ class SimulatedDynamoDB:
     def put_item(self, **request: Any) -> dict[str, Any]:
         """Put an item if its condition holds; else raise, with the old item if asked for it."""
         table, item = request["TableName"], request["Item"]
-        _check(item, "PutItem")
+        self._check(item, "PutItem")
 
         def apply() -> dict[str, Any]:
             states = self._states(table, item["pk"]["S"], "PutItem")
@@ -141,14 +149,22 @@ class SimulatedDynamoDB:
 
     def batch_get_item(self, **request: Any) -> dict[str, Any]:
         """Read up to 100 items, each at a moment of its own."""
-        responses = {}
+        responses: dict[str, Any] = {}
+        unprocessed: dict[str, Any] = {}
         for table, reads in request["RequestItems"].items():
             names = [key["pk"]["S"] for key in reads["Keys"]]
             if not 0 < len(names) <= _MAX_KEYS or len(set(names)) < len(names):
                 raise _error("BatchGetItem", "ValidationException", "1 to 100 different keys")
-            items = [self._read(table, reads, name, "BatchGetItem") for name in names]
+            left = [name for name in names if self.unprocessed(f"BatchGetItem {name}")]
+            if left:
+                unprocessed[table] = {**reads, "Keys": [{"pk": {"S": name}} for name in left]}
+            items = [
+                self._read(table, reads, name, "BatchGetItem")
+                for name in names
+                if name not in left
+            ]
             responses[table] = [dict(item) for item in items if item is not None]
-        return {"Responses": responses, "UnprocessedKeys": {}}
+        return {"Responses": responses, "UnprocessedKeys": unprocessed}
 
     def batch_execute_statement(self, **request: Any) -> dict[str, Any]:
         """Execute up to 25 statements, each by itself."""
@@ -170,7 +186,7 @@ class SimulatedDynamoDB:
             if refusal is not None:
                 return {"TableName": statement.table, "Error": {"Code": refusal, "Message": ""}}
             item = statement.applied_to(states[-1])
-            _check(item, operation)
+            self._check(item, operation)
             states.append(item)
             return {"TableName": statement.table}
 
@@ -217,18 +233,17 @@ class SimulatedDynamoDB:
             raise _error(operation, "ResourceNotFoundException", "Cannot do it to no table")
         return self._tables[table]
 
-
-def _check(item: Item, operation: str) -> None:
-    """Refuse an item that DynamoDB would refuse."""
-    size = sum(
-        len(name.encode()) + len(value if isinstance(value, bytes) else value.encode())
-        for name, attribute in item.items()
-        for value in attribute.values()
-    )
-    if size > _MAX_ITEM_BYTES:
-        raise _error(operation, "ValidationException", "Item size has exceeded the maximum")
-    if not item["pk"]["S"]:
-        raise _error(operation, "ValidationException", "A key may not be empty")
+    def _check(self, item: Item, operation: str) -> None:
+        """Refuse an item that DynamoDB would refuse."""
+        size = sum(
+            len(name.encode()) + len(value if isinstance(value, bytes) else value.encode())
+            for name, attribute in item.items()
+            for value in attribute.values()
+        )
+        if size > self._item_max:
+            raise _error(operation, "ValidationException", "Item size has exceeded the maximum")
+        if not item["pk"]["S"]:
+            raise _error(operation, "ValidationException", "A key may not be empty")
 
 
 def _error(operation: str, code: str, message: str) -> ClientError:

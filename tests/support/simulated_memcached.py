@@ -58,6 +58,10 @@ def _no_step(_label: str) -> None:
     pass
 
 
+def _unobserved(_: object) -> None:
+    pass
+
+
 def _no_fault(_label: str) -> Fault | None:
     return None
 
@@ -67,17 +71,20 @@ class SimulatedMemcached:
 
     ``step`` is called with ``"command key"`` just before each single command takes effect;
     those for many keys are single commands in a row, as they are to a real server. It
-    holds no lock then, and looks at the state of the node only afterwards.
+    holds no lock then, and looks at the state of the node only afterwards. ``observe`` is
+    told what a client gets to see without a step: to connect is none.
     """
 
     def __init__(
         self,
         *,
         step: Callable[[str], None] = _no_step,
+        observe: Callable[[Hashable], None] = _unobserved,
         clock: Callable[[], float] = lambda: 0.0,
         item_max: int = 1024 * 1024,
     ) -> None:
         self.step = step
+        self._observe = observe
         self.fault: Callable[[str], Fault | None] = _no_fault
         self.reachable = True
         self.opened = 0
@@ -92,6 +99,7 @@ class SimulatedMemcached:
 
     def connect(self) -> SimulatedConnection:
         """Open a connection, if the node is reachable."""
+        self._observe(("connect", self._starts, self.reachable))
         if not self.reachable:
             raise ConnectionRefusedError
         with self._lock:
@@ -125,10 +133,10 @@ class SimulatedMemcached:
             return item if item is not None and item.expires > self._clock() else None
 
     def state(self) -> Hashable:
-        """Return all that the answers to come depend on, but for faults and the time."""
+        """Return all that the answers to come depend on, but for faults, the time and what is late."""
         with self._lock:
             items = tuple(sorted((k, i.value, i.number, i.expires) for k, i in self._items.items()))
-            return items, self._starts, self.reachable
+            return items, self._last_number, self._starts, self.reachable
 
     def put(self, key: bytes, value: bytes, expire: int) -> None:
         """Store a value as ``set`` does."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 READ = Call("get('proposal', 'p1')", "sent-1", writes=False)
 WRITE = Call("save('proposal', 'p1')", "sent-1", writes=True)
 
-NUMBERS = {"version": "5", "expected": "2", "min_version": "9"}
+NUMBERS = {"version": "5", "expected": "2", "min_version": "9", "size": "7", "limit": "6"}
 DETAILS = "grpc-status-details-bin"
 REASONS = [
     name.removeprefix("ERROR_REASON_")
@@ -153,6 +153,11 @@ DOMAIN_ERRORS: list[tuple[Exception, type[duostore.Error], dict[str, object]]] =
         domain.StoreOverloadedError(domain.Store.AURORA),
         duostore.OverloadedError,
         {"maybe_applied": False, "retry_after": 1},
+    ),
+    (
+        domain.AnswerTooLargeError(5000, 4000),
+        duostore.AnswerTooLargeError,
+        {"size": 5000, "limit": 4000},
     ),
     (ZeroDivisionError(), duostore.InternalError, {"maybe_applied": True}),
 ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,27 @@ def test_a_description_is_bounded_and_quotes_no_data(tmp_path: Path) -> None:
 
     assert {field for field, _ in violations} == {"data.x", "data.y"}
     assert all(len(text) <= 200 and "secret" not in text for _, text in violations)
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        pytest.param({"a": [1] * 5000}, 5000, id="that are few enough"),
+        pytest.param({"a": [1] * 10_000}, 1, id="of very many values"),
+        pytest.param({"n" * 50_000: [1] * 200}, 1, id="below a long name"),
+        pytest.param({"a": [["x" * 3_000_000]]}, 1, id="with a long value in others"),
+    ],
+)
+def test_all_violations_are_listed_unless_that_could_take_all_memory(
+    document: dict[str, Any], told: int, tmp_path: Path
+) -> None:
+    schema = DocumentSchema(tmp_path, {"additionalProperties": {"items": {"type": "null"}}})
+    listed = list(schema.violations(document))
+
+    assert {v.description for v in listed[:told]} == {"must be of type null"}
+    assert all(re.fullmatch(r"data\.(a|n{99}…)\[[0-9]+\]", v.field) for v in listed[:told])
+    rest = [(v.field, "elsewhere too" in v.description) for v in listed[told:]]
+    assert rest == ([] if told > 1 else [("data", True)])
 
 
 @pytest.mark.parametrize(

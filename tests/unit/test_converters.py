@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from duostore.v1 import data_access_pb2, entity_pb2
 from duostore_server import codec
 from duostore_server.domain.entities import Entity, Reading
-from duostore_server.domain.errors import Store
+from duostore_server.domain.errors import AnswerTooLargeError, InvalidRequestError, Store
 from duostore_server.domain.keys import EntityKey
+from duostore_server.domain.policies import KindPolicy, Policies, ProjectionMode
 from duostore_server.rpc import converters
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -51,7 +53,7 @@ def test_a_batch_keeps_the_order_of_the_request() -> None:
         key(5): Reading(3, payload(5), Store.DYNAMODB),
     }
     response = data_access_pb2.BatchGetResponse.FromString(
-        converters.batch_get_response(keys, readings)
+        converters.batch_get_response(keys, readings, max_bytes=10_000)
     )
     assert [entity.key.id for entity in response.entities] == ["5", "4", "2"]
     assert [missing.id for missing in response.missing] == ["1"]
@@ -64,6 +66,51 @@ def test_a_batch_from_the_cache_is_as_old_as_its_oldest_entry() -> None:
         key(2): Reading(3, payload(2), Store.CACHE, NOON),
     }
     response = data_access_pb2.BatchGetResponse.FromString(
-        converters.batch_get_response([key(1), key(2)], readings)
+        converters.batch_get_response([key(1), key(2)], readings, max_bytes=10_000)
     )
     assert response.receipt.cached_time.ToDatetime(UTC) == NOON
+
+
+@pytest.mark.parametrize("size", [0, 100, 120, 200, 20_000])
+def test_an_answer_may_be_as_large_as_its_limit_and_no_larger(size: int) -> None:
+    keys = [key(number) for number in range(5)]
+    readings = {k: Reading(3, payload(n, size), Store.DYNAMODB) for n, k in enumerate(keys[:4])}
+    readings[keys[4]] = Reading(0, None, Store.AURORA)
+    whole = converters.batch_get_response(keys, readings, max_bytes=10**6)
+    assert converters.batch_get_response(keys, readings, max_bytes=len(whole)) == whole
+    with pytest.raises(AnswerTooLargeError) as refused:
+        converters.batch_get_response(keys, readings, max_bytes=len(whole) - 1)
+    assert refused.value.metadata == {"size": str(len(whole)), "limit": str(len(whole) - 1)}
+
+
+POLICIES = Policies(
+    {"proposal": KindPolicy(60, 10, ProjectionMode.INLINE, max_bytes=len('{"a":[1,1,1]}'))}
+)
+
+
+def saving(data: dict[str, Any], kind: str = "proposal") -> data_access_pb2.SaveRequest:
+    request = data_access_pb2.SaveRequest(key=entity_pb2.EntityKey(kind=kind, id="1"))
+    request.data.update(data)
+    return request
+
+
+def test_what_its_kind_may_allow_is_converted() -> None:
+    assert converters.content_of(saving({"a": [1, 1, 1]}), POLICIES) == {"a": [1.0, 1.0, 1.0]}
+    assert converters.content_of(data_access_pb2.SaveRequest(), POLICIES) is None
+
+
+def test_what_its_kind_cannot_allow_is_refused_unseen() -> None:
+    with pytest.raises(
+        InvalidRequestError, match="data: has more bytes as compact JSON than its kind allows, 13"
+    ):
+        converters.content_of(saving({"a": [1] * 9}), POLICIES)
+    # Refused for its kind: see Checks.
+    assert converters.content_of(saving({"a": [1] * 9}, kind="other"), POLICIES) == {}
+
+
+def test_too_many_keys_are_refused_unseen() -> None:
+    request = data_access_pb2.BatchGetRequest(keys=[entity_pb2.EntityKey(id="1")] * 501)
+    with pytest.raises(InvalidRequestError, match="keys: has 501 keys; 1 to 500 are allowed"):
+        converters.keys_of(request)
+    del request.keys[500]
+    assert converters.keys_of(request) == [EntityKey("", "", "1")] * 500

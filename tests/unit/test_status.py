@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -24,6 +25,7 @@ EXAMPLES: list[errors.DuostoreError] = [
     errors.WriteOutcomeUnknownError(Store.AURORA),
     errors.DeadlineExceededError(),
     errors.StoreOverloadedError(Store.DYNAMODB),
+    errors.AnswerTooLargeError(5000, 4000),
 ]
 
 
@@ -71,16 +73,42 @@ def test_bad_requests_name_each_field() -> None:
     ]
 
 
-def test_a_status_fits_into_the_trailers_however_bad_the_request() -> None:
-    worst = errors.InvalidRequestError(
-        [errors.FieldViolation(f"data.{'ü' * 5000}[{n}]", "é" * 200) for n in range(100)]
-    )
-    _, sent_status = status_of(worst, "r" * 128)
-    size = len(sent_status.details.encode()) * 3  # percent-encoded
-    size += sum(len(name) + len(value) for name, value in sent_status.trailing_metadata)
-    assert size < 8 * 1024
-    bad = detail(sent(worst)[1], error_details_pb2.BadRequest)
-    assert re.fullmatch("and [0-9]+ more violations", bad.field_violations[-1].description)
+@pytest.mark.parametrize("character", ["x", "%", "é", "漢", "😀", "\n"])
+@pytest.mark.parametrize("many", [1, 2, 100])
+def test_a_status_fits_into_the_trailers_whatever_it_quotes(character: str, many: int) -> None:
+    long = character * 20_000
+    named = errors.FieldViolation(f"data.{long}", long)
+    told: Any = long
+    for worst in (
+        errors.InvalidRequestError([named] * many),
+        errors.VersionMismatchError(told, told),
+    ):
+        _, status = status_of(worst, "r" * 128)
+        trailers = [("grpc-message", quote(status.details)), *status.trailing_metadata]
+        # As HPACK counts: 32 bytes for each entry. The details travel as base64.
+        size = sum(32 + len(name) + len(value) * 4 // 3 + 4 for name, value in trailers)
+        assert size < 8 * 1024
+        assert status.details.endswith("…")
+
+
+def test_a_violation_is_told_however_long_it_is() -> None:
+    long = errors.FieldViolation(f"data.{'é' * 20_000}", "é" * 20_000)
+    listed = detail(sent(errors.InvalidRequestError([long] * 2))[1], error_details_pb2.BadRequest)
+    assert len(listed.field_violations) == 2
+    for violation in listed.field_violations:
+        assert re.fullmatch("data[.]é{90,}…", violation.field)
+        assert re.fullmatch("é{140,}…", violation.description)
+
+
+def test_violations_that_do_not_fit_are_counted() -> None:
+    violations = [errors.FieldViolation(f"data.a[{n}]", "é" * 100) for n in range(100)]
+    listed = detail(sent(errors.InvalidRequestError(violations))[1], error_details_pb2.BadRequest)
+    *told, last = listed.field_violations
+    assert [(v.field, v.description) for v in told] == [
+        (v.field, v.description) for v in violations[: len(told)]
+    ]
+    assert (last.field, last.description) == ("", f"and {100 - len(told)} more violations")
+    assert len(told) > 10
 
 
 def test_who_may_try_again_is_told_when() -> None:

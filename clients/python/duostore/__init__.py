@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from duostore.errors import (
         AbortedError,
         AlreadyExistsError,
+        AnswerTooLargeError,
         DeadlineExceededError,
         EntityExistsError,
         EntityNotFoundError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AbortedError",
     "AlreadyExistsError",
+    "AnswerTooLargeError",
     "Client",
     "DeadlineExceededError",
     "Entity",

@@ -55,7 +55,7 @@ _OPTIONS: Final[Mapping[str, Any]] = {
     # up to 2 minutes after a long outage.
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 5_000,
-    # 500 entities of the largest documents; the default is 4 MiB.
+    # The most that a server may be configured to answer with; the default is 4 MiB.
     "grpc.max_receive_message_length": 128 * 2**20,
     # The details of an error may list many fields; the default is 8 KiB, and what is larger
     # arrives as RESOURCE_EXHAUSTED with no details at all.

@@ -12,7 +12,7 @@ import grpc
 
 from duostore import messages
 from duostore.channel import channel_options, open_channel
-from duostore.errors import EntityNotFoundError
+from duostore.errors import AnswerTooLargeError, EntityNotFoundError
 from duostore.status import Call, broken_contract, error_of
 from duostore.v1.data_access_pb2_grpc import DataAccessStub
 from duostore.values import Entity, Key, Saved
@@ -139,18 +139,26 @@ class Client:
     def batch_get(self, keys: Iterable[Key], *, timeout: float | None = None) -> dict[Key, Entity]:
         """Return the entities that exist, in the order of their keys.
 
-        Any number of keys: 500 are sent at a time, one batch after the other, and
-        ``timeout`` bounds them all. Each entity is read as by ``get``; together they are
+        Any number of keys: 500 are sent at a time, fewer if their entities are larger than
+        the server answers at a time, one batch after the other, and ``timeout`` bounds them
+        all. Each entity is read as by ``get``; together they are
         not one snapshot in time. A key given twice is read once. If one batch fails, the
         whole call does.
         """
         wanted = list(dict.fromkeys(keys))
         deadline = time.monotonic() + self._seconds(timeout)
         found: dict[Key, Entity] = {}
-        for start in range(0, len(wanted), MAX_BATCH_KEYS):
-            chunk = wanted[start : start + MAX_BATCH_KEYS]
+        start, step = 0, MAX_BATCH_KEYS
+        while chunk := wanted[start : start + step]:
             call = _reading(f"batch_get(keys[{start}:{start + len(chunk)}])")
-            found.update(self._batch(chunk, call, deadline - time.monotonic()))
+            try:
+                found.update(self._batch(chunk, call, deadline - time.monotonic()))
+            except AnswerTooLargeError as error:
+                if len(chunk) == 1:
+                    raise
+                step = _fewer(len(chunk), error)
+            else:
+                start += len(chunk)
         return found
 
     def save(
@@ -255,6 +263,15 @@ def _reading(text: str) -> Call:
 
 def _writing(text: str) -> Call:
     return Call(text, uuid.uuid4().hex, writes=True)
+
+
+def _fewer(count: int, error: AnswerTooLargeError) -> int:
+    """Return how many keys to ask for instead of ``count``: less than that, at least 1.
+
+    As many as fit if all entities are of one size, and at most half, so that it ends soon.
+    """
+    fitting = count * error.limit // max(error.size, 1)
+    return max(1, min(fitting, count // 2))
 
 
 def _said(key: Key) -> str:

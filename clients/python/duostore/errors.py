@@ -139,6 +139,22 @@ class MinVersionNotReachedError(FailedPreconditionError):
         return int(self.metadata["version"])
 
 
+class AnswerTooLargeError(FailedPreconditionError):
+    """The entities asked for are larger than the server answers at a time: ask for fewer."""
+
+    details = ("size", "limit")
+
+    @property
+    def size(self) -> int:
+        """Return the bytes that the answer would have."""
+        return int(self.metadata["size"])
+
+    @property
+    def limit(self) -> int:
+        """Return the bytes that an answer may have."""
+        return int(self.metadata["limit"])
+
+
 class UnavailableError(Error):
     """The server, or what it needs, cannot be reached. Nothing was changed; try again."""
 

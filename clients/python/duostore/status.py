@@ -31,6 +31,7 @@ BY_REASON: Final[Mapping[str, type[Error]]] = {
     "DEADLINE_EXCEEDED": errors.DeadlineExceededError,
     "OVERLOADED": errors.OverloadedError,
     "INTERNAL": errors.InternalError,
+    "ANSWER_TOO_LARGE": errors.AnswerTooLargeError,
 }
 
 # For reasons that this client does not know, and for failures outside the server.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from duostore_server.domain.documents import compact_json, document_violations, normalized
+from duostore_server.domain.documents import compact_size, document_violations, normalized
 from duostore_server.domain.errors import FieldViolation, InvalidRequestError
 from duostore_server.domain.keys import key_violations
 
@@ -37,10 +38,20 @@ class Checks:
     def document(
         self, key: EntityKey, data: JsonObject | None, *others: FieldViolation
     ) -> JsonObject:
-        """Accept an acceptable key and a document that its kind allows; return it normalized."""
-        _refuse((*self._key(key, "key"), *others, *_document(data)))
+        """Accept an acceptable key and a document that its kind allows; return it normalized.
+
+        The work is linear in the size of the document, whatever it holds: its values are
+        looked at only if its size is acceptable, and by its schema only if its form is.
+        """
+        wrong = [*self._key(key, "key"), *others]
+        if data is None:
+            raise InvalidRequestError([*wrong, FieldViolation("data", "is required")])
         document: JsonObject = normalized(data)
-        _refuse(_of_kind(document, self._policies.of(key)))
+        policy = self._policies.find(key)
+        if policy is not None and (too_large := _size_violation(document, policy)):
+            raise InvalidRequestError([*wrong, too_large])
+        _refuse(chain(wrong, document_violations(document, "data")))
+        _refuse(self._policies.of(key).schema_violations(document))
         return document
 
     def _key(self, key: EntityKey, field: str) -> Iterator[FieldViolation]:
@@ -48,8 +59,8 @@ class Checks:
         yield from self._policies.violations(key, field)
 
     def _batch(self, keys: Sequence[EntityKey]) -> Iterator[FieldViolation]:
-        if not 1 <= len(keys) <= MAX_BATCH_KEYS:
-            yield FieldViolation("keys", f"has {len(keys)} keys; 1 to {MAX_BATCH_KEYS} are allowed")
+        if (violation := batch_size_violation(len(keys))) is not None:
+            yield violation
             return
         first: dict[EntityKey, int] = {}
         for index, key in enumerate(keys):
@@ -58,20 +69,20 @@ class Checks:
                 yield FieldViolation(f"keys[{index}]", f"is the same key as keys[{earlier}]")
 
 
-def _document(data: JsonObject | None) -> Iterator[FieldViolation]:
-    if data is None:
-        yield FieldViolation("data", "is required")
-    else:
-        yield from document_violations(data, "data")
+def batch_size_violation(count: int) -> FieldViolation | None:
+    """Return what is wrong with a batch of so many keys; None if nothing is."""
+    if 1 <= count <= MAX_BATCH_KEYS:
+        return None
+    return FieldViolation("keys", f"has {count} keys; 1 to {MAX_BATCH_KEYS} are allowed")
 
 
-def _of_kind(document: JsonObject, policy: KindPolicy) -> Iterator[FieldViolation]:
-    size = len(compact_json(document).encode())
-    if size > policy.max_bytes:
-        yield FieldViolation(
-            "data", f"has {size} bytes as compact JSON; its kind allows {policy.max_bytes}"
-        )
-    yield from policy.schema_violations(document)
+def _size_violation(document: JsonObject, policy: KindPolicy) -> FieldViolation | None:
+    size = compact_size(document)
+    if size <= policy.max_bytes:
+        return None
+    return FieldViolation(
+        "data", f"has {size} bytes as compact JSON; its kind allows {policy.max_bytes}"
+    )
 
 
 def _refuse(violations: Iterable[FieldViolation]) -> None:

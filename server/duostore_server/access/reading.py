@@ -58,8 +58,9 @@ class _Look:
     vacant: list[EntityKey] = field(default_factory=list)
     # Somebody else fetches these.
     leased: dict[EntityKey, Lease] = field(default_factory=dict)
-    # The cache cannot serve these: it is out of reach, behind min_version, or leased to
-    # somebody who was waited for in vain before.
+    # Leased to somebody who was waited for in vain before.
+    orphaned: list[EntityKey] = field(default_factory=list)
+    # The cache cannot serve these: it is out of reach, or behind min_version.
     passed: list[EntityKey] = field(default_factory=list)
     outdated: dict[EntityKey, int] = field(default_factory=dict)
 
@@ -168,7 +169,7 @@ class Reader:
                 look.vacant.append(key)
             elif isinstance(entry, Lease):
                 if self._abandoned.get(key) == entry:
-                    look.passed.append(key)
+                    look.orphaned.append(key)
                 else:
                     look.leased[key] = entry
             elif entry.version >= min_version:
@@ -187,11 +188,12 @@ class Reader:
 
         Without patience keys that were found leased are fetched at once.
         """
-        if not (look.vacant or look.leased or look.passed):
+        if not (look.vacant or look.leased or look.orphaned or look.passed):
             return look.readings
         leases, refused = self._lease(look)
         readings = look.readings
-        readings |= self._fetch([*leases, *look.passed], leases, min_version, deadline)
+        unled = (*look.orphaned, *look.passed)
+        readings |= self._fetch([*leases, *unled], leases, min_version, deadline)
         if waiting := [*refused, *(look.leased if patient else ())]:
             readings |= self._await(waiting, min_version, deadline)
         rest = [key for key in (*refused, *look.leased) if key not in readings]
@@ -253,7 +255,7 @@ class Reader:
             filling = deadline.part(_SHARE)
             for key, (reading, cacheable) in fetched.items():
                 readings[key] = reading
-                if not cacheable or key not in leases or filling.remaining() <= 0:
+                if not cacheable or key not in leases or filling.is_over():
                     continue
                 if self._fill(key, leases[key], reading):
                     held_back.discard(key)

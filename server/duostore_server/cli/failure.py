@@ -111,6 +111,9 @@ class Failure:
     @property
     def exit_code(self) -> int:
         """Return what a command ends with that failed so."""
+        if self.reason is Reason.WRITE_OUTCOME_UNKNOWN:
+            # Its code, UNKNOWN, says less than that a store could not be reached.
+            return UNAVAILABLE
         return UNUSABLE if self.is_too_large else _EXIT_CODES.get(self.code, FAILED)
 
     def __str__(self) -> str:

@@ -42,6 +42,9 @@ ConfigFile = Annotated[
         help="The configuration file; `duostore config reference` explains every key.",
     ),
 ]
+Inherited = Annotated[
+    int, typer.Option("--settings", help="The file descriptor that holds the settings.")
+]
 DEFAULT_CONFIG: Final = Path("duostore.toml")
 
 
@@ -85,7 +88,7 @@ def serve(
         os.environ["DUOSTORE__SERVER__WORKERS"] = str(workers)
     settings = _settings(config, process="supervisor", serving=True)
     try:
-        code = supervise(settings, config, background=background)
+        code = supervise(settings, background=background)
     except AddressInUseError as error:
         _fail(str(error))
     raise typer.Exit(code)
@@ -122,19 +125,19 @@ def migrate(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 
 @app.command(hidden=True)
-def worker(config: ConfigFile, name: str = "worker") -> None:
+def worker(settings: Inherited, name: str = "worker") -> None:
     """Run one serving process; `serve` starts these."""
     from duostore_server.processes import run_worker  # noqa: PLC0415
 
-    _run_process(run_worker, _settings(config, process=name, serving=True))
+    _run_process(run_worker, settings, name)
 
 
 @app.command(hidden=True)
-def background(config: ConfigFile) -> None:
+def background(settings: Inherited) -> None:
     """Run the background process; `serve` starts it."""
     from duostore_server.processes import run_background  # noqa: PLC0415
 
-    _run_process(run_background, _settings(config, process="background", serving=True))
+    _run_process(run_background, settings, "background")
 
 
 @config_app.command("check")
@@ -172,19 +175,27 @@ def config_schema() -> None:
 
 def _settings(path: Path, *, process: str, serving: bool = False) -> Settings:
     from duostore_server.config import ConfigError, load  # noqa: PLC0415
-    from duostore_server.telemetry.logs import configure_logs  # noqa: PLC0415
 
     try:
         settings = load(path, os.environ, serving=serving)
     except ConfigError as error:
         _fail(f"{path}: {error}")
-    configure_logs(level=settings.logging.level, form=settings.logging.format, process=process)
+    _log_as(process, settings)
     return settings
 
 
-def _run_process(run: Callable[[Settings], None], settings: Settings) -> None:
+def _log_as(process: str, settings: Settings) -> None:
+    from duostore_server.telemetry.logs import configure_logs  # noqa: PLC0415
+
+    configure_logs(level=settings.logging.level, form=settings.logging.format, process=process)
+
+
+def _run_process(run: Callable[[Settings], None], inherited: int, name: str) -> None:
+    from duostore_server.cli.handover import taken_over  # noqa: PLC0415
     from duostore_server.storage.aurora.migrate import MigrationError  # noqa: PLC0415
 
+    settings = taken_over(inherited)
+    _log_as(name, settings)
     try:
         run(settings)
     except MigrationError as error:

@@ -68,6 +68,8 @@ def save(
             _complain(f"  {violation.field}: {violation.description}")
         return UNUSABLE
     request = data_access_pb2.SaveRequest(key=_message(key))
+    # An empty document is a document, too.
+    request.data.SetInParent()
     request.data.update(data)
     if if_version is not None:
         request.if_version = if_version

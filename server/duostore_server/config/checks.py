@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from duostore_server.config.entries import dotted
 from duostore_server.config.problems import ConfigError, Problem
 from duostore_server.config.values import duration_text, size_text
+from duostore_server.domain.documents import most_struct_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 # Threads that must be left when every connection to Aurora is in use: reads that the
 # cache or DynamoDB can answer, and health checks, go on.
 SPARE_THREADS: Final = 2
-# A document may be this many times larger as protobuf than as JSON, or a little more if
-# it is all small numbers.
-_PROTOBUF_GROWTH: Final = 2
+# What stands around a document in a message: the key (640 bytes and their tags), times,
+# versions.
+_AROUND_BYTES: Final = 1024
 
 _EVERYWHERE: Final = {"0.0.0.0", "::"}  # noqa: S104 - compared with, never bound to
 
@@ -106,6 +107,14 @@ def _times(settings: Settings) -> Iterator[Finding]:
             yield Finding(
                 (short, long), f"must be at most {dotted(long)}, which is {duration_text(limit)}"
             )
+    # Else a row is taken up anew by one projector while another still waits for its stores.
+    shortest = settings.dynamodb.read_timeout + settings.cache.timeout
+    if settings.projector.claim < shortest:
+        yield Finding(
+            (("projector", "claim"), ("dynamodb", "read_timeout"), ("cache", "timeout")),
+            "must be at least dynamodb.read_timeout + cache.timeout, which is "
+            f"{duration_text(shortest)}",
+        )
 
 
 def _seconds(settings: Settings, path: Key) -> float:
@@ -115,15 +124,18 @@ def _seconds(settings: Settings, path: Key) -> float:
 
 
 def _messages(settings: Settings) -> Iterator[Finding]:
-    limit = ("server", "max_message_bytes")
-    for name, kind in settings.kinds.items():
-        if kind.max_bytes * _PROTOBUF_GROWTH > settings.server.max_message_bytes:
-            path = ("kinds", name, "max_bytes")
-            yield Finding(
-                (path, limit),
-                f"must be at most half of server.max_message_bytes, which is "
-                f"{size_text(settings.server.max_message_bytes)}: a document grows as protobuf",
-            )
+    """Yield kinds whose documents could not always be sent, or not be answered with."""
+    for limit in (("server", "max_message_bytes"), ("server", "max_answer_bytes")):
+        table, name = limit
+        size: int = getattr(getattr(settings, table), name)
+        for kind, policy in settings.kinds.items():
+            needed = most_struct_bytes(policy.max_bytes) + _AROUND_BYTES
+            if needed > size:
+                yield Finding(
+                    (("kinds", kind, "max_bytes"), limit),
+                    f"needs {dotted(limit)} to be at least {needed}, and it is {size_text(size)}: "
+                    "as protobuf a document may be 5.5 times larger",
+                )
 
 
 def _tls(settings: Settings) -> Iterator[Finding]:

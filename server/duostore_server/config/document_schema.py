@@ -10,10 +10,11 @@ from jsonschema_rs import ValidationErrorKind as Broken
 from pydantic import PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
 
 from duostore_server.config.values import Form, resolved
+from duostore_server.domain.documents import path_text
 from duostore_server.domain.errors import FieldViolation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from duostore_server.domain.documents import JsonObject
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 _MAX_DESCRIPTION: Final = 200
+
+# The validator makes all errors of a document at once, each with its path and a copy of the
+# value: a list of 65,000 items under a name of 128 KiB would take 8 GB. One error for each
+# value may take this much, in bytes and counting so many for the error itself; of documents
+# that could take more only the first error is asked for.
+_MAX_ERROR_BYTES: Final = 8 << 20
+_ERROR_BYTES: Final = 1024
 
 _DESCRIPTIONS: Final = {
     "const": "must be {expected_value}",
@@ -77,6 +85,9 @@ class DocumentSchema:
     def __repr__(self) -> str:
         return f"DocumentSchema({str(self.path)!r})"
 
+    def __reduce__(self) -> tuple[type[DocumentSchema], tuple[Path, JsonObject]]:
+        return DocumentSchema, (self.path, self._schema)
+
     @property
     def example(self) -> JsonObject | None:
         """Return the first of the schema's ``examples``, if it has any."""
@@ -86,50 +97,89 @@ class DocumentSchema:
     def violations(self, document: JsonObject) -> Iterator[FieldViolation]:
         """Yield everything that the document breaks, each by its path below ``data``.
 
-        Ask ``document_violations`` first: numbers that are not finite pass here, and
+        Of a document with many values, or with long ones below long names, only what breaks
+        first. Ask ``document_violations`` first: numbers that are not finite pass here, and
         nesting is not bounded. Descriptions quote the schema, never the document.
         """
-        for error in self._validator.iter_errors(document):
-            path = _path(document, error.instance_path)
-            match error.kind:
-                case Broken.Required(property=name):
-                    yield FieldViolation(f"{path}.{name}", "is required")
-                case Broken.AdditionalProperties(unexpected=names):
-                    yield from _unexpected(f"{path}.{name}" for name in names)
-                case Broken.UnevaluatedProperties(unexpected=names):
-                    yield from _unexpected(f"{path}.{name}" for name in names)
-                case Broken.PropertyNames(error=inner):
-                    yield FieldViolation(
-                        f"{path}.{inner.instance}", "has a name that the schema does not allow"
-                    )
-                case kind:
-                    yield FieldViolation(path, _description(kind))
+        if self._validator.is_valid(document):
+            return
+        if _error_bytes(document) <= _MAX_ERROR_BYTES:
+            for error in self._validator.iter_errors(document):
+                yield from _violations(document, error)
+            return
+        try:
+            self._validator.validate(document)
+        except jsonschema_rs.ValidationError as error:
+            yield from _violations(document, error)
+            yield FieldViolation(
+                "data", "may break the schema elsewhere too: of so large a document not all is told"
+            )
 
 
-def _unexpected(fields: Iterator[str]) -> Iterator[FieldViolation]:
-    return (FieldViolation(field, "is not known to the schema") for field in fields)
+def _violations(
+    document: JsonObject, error: jsonschema_rs.ValidationError
+) -> Iterator[FieldViolation]:
+    steps = _steps(document, error.instance_path)
+    match error.kind:
+        case Broken.Required(property=name):
+            yield FieldViolation(path_text("data", (*steps, name)), "is required")
+        case Broken.AdditionalProperties(unexpected=names):
+            yield from _unexpected(steps, names)
+        case Broken.UnevaluatedProperties(unexpected=names):
+            yield from _unexpected(steps, names)
+        case Broken.PropertyNames(error=inner):
+            yield FieldViolation(
+                path_text("data", (*steps, str(inner.instance))),
+                "has a name that the schema does not allow",
+            )
+        case kind:
+            yield FieldViolation(path_text("data", steps), _description(kind))
 
 
-def _path(document: JsonObject, segments: Sequence[str | int]) -> str:
-    """Return where the segments lead, written as ``data.items[3].price``.
+def _unexpected(steps: Sequence[str | int], names: Iterable[str]) -> Iterator[FieldViolation]:
+    for name in names:
+        yield FieldViolation(path_text("data", (*steps, name)), "is not known to the schema")
+
+
+def _steps(document: JsonObject, segments: Sequence[str | int]) -> list[str | int]:
+    """Return the steps to where the segments lead: names as text, indexes as numbers.
 
     The validator gives names of digits as numbers, so that only the document tells
     the field ``7`` from the item 7. It leaves out empty names and leading zeros.
     """
-    path = "data"
+    steps: list[str | int] = []
     value: Any = document
     for segment in segments:
         if isinstance(value, list) and isinstance(segment, int):
-            path += f"[{segment}]"
+            steps.append(segment)
             value = value[segment] if segment < len(value) else None
         else:
-            path += f".{segment}"
+            steps.append(str(segment))
             value = value.get(str(segment)) if isinstance(value, dict) else None
-    return path
+    return steps
+
+
+def _error_bytes(value: Any, path: int = 0, above: int = 1) -> int:  # noqa: ANN401 - any JSON value
+    """Return about how much one error for each value takes, each with its path and a copy.
+
+    A value is part of every value ``above`` it, itself counted, and copied with each.
+    """
+    total = _ERROR_BYTES + path
+    if isinstance(value, dict):
+        for name, item in value.items():
+            total += len(name) * above + _error_bytes(item, path + len(name), above + 1)
+    elif isinstance(value, list):
+        for item in value:
+            total += _error_bytes(item, path, above + 1)
+    elif isinstance(value, str):
+        total += len(value) * above
+    return total
 
 
 def _description(kind: Broken) -> str:
-    template = _DESCRIPTIONS.get(kind.name, f"does not match the schema ({kind.name})")
+    template = _DESCRIPTIONS.get(kind.name)
+    if template is None:
+        return f"does not match the schema ({kind.name})"
     rule = {name: _quoted(value) for name, value in kind.as_dict().items()}
     return _bounded(template.format(**rule))
 

@@ -87,7 +87,21 @@ class Server(Section):
     max_concurrent_rpcs: int = _key(
         1000, "Calls that a process holds at a time, waiting ones included.", 8, 100_000
     )
-    max_message_bytes: Size = _size("8MiB", "The largest request, as protobuf.", "64KiB", "256MiB")
+    max_message_bytes: Size = _size(
+        "4MiB",
+        "The largest request, as protobuf: at least 5.5 times the largest kinds.NAME.max_bytes, "
+        "and 1 KiB.",
+        "64KiB",
+        "256MiB",
+    )
+    max_answer_bytes: Size = _size(
+        "4MiB",
+        "The largest answer to a BatchGet; more is refused, with the advice to ask for fewer "
+        "keys. At least 5.5 times the largest kinds.NAME.max_bytes, and 1 KiB. gRPC clients "
+        "accept 4MiB unless they are told otherwise, the Python client 128MiB.",
+        "64KiB",
+        "128MiB",
+    )
     max_connection_age: Duration = _duration(
         "10m",
         "After this long a connection is closed, so that clients spread anew over the processes.",

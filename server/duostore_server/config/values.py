@@ -131,9 +131,22 @@ def _url(value: str) -> str:
     return value
 
 
+_URI: Final = r"postgres(ql)?://([^@/?#%]|%[0-9A-Fa-f]{2})*(@([^@%]|%[0-9A-Fa-f]{2})*|[^@]*)"
+_PAIRS: Final = r"(\s*\w+\s*=\s*('([^'\\]|\\.)*'|([^\s'\\]|\\.)*)(?=\s|$))+\s*"
+
+
 def _dsn(value: object) -> object:
     # Never quoted in a message: it holds a password, most likely just when it is malformed.
-    if isinstance(value, str) and not re.match(r"postgres(ql)?://|\s*\w+\s*=", value):
+    if not isinstance(value, str):
+        return value
+    if re.match("postgres(ql)?://", value):
+        # The driver would take a part of the password for the host, and name it in its errors.
+        if not re.fullmatch(_URI, value):
+            raise ValueError(
+                "has a user or password that is not percent-encoded: write @ as %40, / as %2F, "
+                "% as %25"
+            )
+    elif not re.fullmatch(_PAIRS, value):
         raise ValueError(
             'must be a connection string, such as "postgresql://user:password@host:5432/database" '
             'or "host=... dbname=... user=... password=..."'

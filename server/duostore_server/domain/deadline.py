@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 # Kept back from every store call, so that its answer can still travel.
 MARGIN_SECONDS: Final = 0.020
+# What a store that is well needs for an answer, nearly always.
+LEAST_PART_SECONDS: Final = 0.050
 
 
 def _never() -> bool:
@@ -53,10 +55,21 @@ class Deadline:
         """Return the seconds left; negative once the deadline has passed."""
         return self._at - self._clock()
 
+    def is_over(self) -> bool:
+        """Return whether nothing more should be begun."""
+        return self.remaining() <= MARGIN_SECONDS
+
     def part(self, share: float) -> Deadline:
-        """Return the deadline after this share of what is left, so that time remains for more."""
-        left = max(0.0, self.remaining())
-        return Deadline(self._clock() + left * share, clock=self._clock, cancelled=self._cancelled)
+        """Return a deadline after which this share of what is left has been used.
+
+        The rest is for what comes after. What is hardly worth sharing is not: there
+        are always ``LEAST_PART_SECONDS``, if there is so much.
+        """
+        left = max(0.0, self.remaining() - MARGIN_SECONDS)
+        part = max(left * share, min(left, LEAST_PART_SECONDS))
+        return Deadline(
+            self._clock() + part + MARGIN_SECONDS, clock=self._clock, cancelled=self._cancelled
+        )
 
     def bound(self, own: float) -> float:
         """Return the timeout of a store call: ``own``, or what is left less a margin.

@@ -9,18 +9,40 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from duostore_server.domain.errors import FieldViolation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 JsonObject: TypeAlias = dict[str, Any]
+# Where a value is: the trail of what holds it, and its name or index in there.
+_Trail: TypeAlias = "tuple[_Trail, str | int] | None"
 
 MAX_DEPTH: Final = 20
 # Beyond 2^53 a double no longer tells neighbouring whole numbers apart.
 MAX_WHOLE: Final = 2**53
+# Of a longer field name a path shows the beginning: names are as long as callers like, and
+# a path is told for each of many violations.
+MAX_SHOWN_NAME: Final = 100
 
 
 def compact_json(data: JsonObject) -> str:
     """Return the document as compact JSON, keys in their order, non-ASCII kept."""
     return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def compact_size(data: JsonObject) -> int:
+    """Return the bytes of the document as compact JSON in UTF-8.
+
+    Takes any document, also one that holds what JSON has no word for.
+    """
+    return len(json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def most_struct_bytes(json_bytes: int) -> int:
+    """Return how large a document of so much compact JSON may be as ``google.protobuf.Struct``.
+
+    5.5 times as large: a list of numbers of one digit has 2 bytes of JSON for each, and
+    11 of protobuf. Nothing grows more.
+    """
+    return -(-json_bytes * 11 // 2)
 
 
 def normalized(value: Any) -> Any:  # noqa: ANN401 - any JSON value
@@ -39,30 +61,58 @@ def normalized(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     return value
 
 
+def path_text(field: str, steps: Iterable[str | int]) -> str:
+    """Return where the steps lead from a field, as ``data.items[3].price``; long names cut."""
+    return field + "".join(
+        f"[{step}]" if isinstance(step, int) else f".{_shown(step)}" for step in steps
+    )
+
+
 def document_violations(data: JsonObject, field: str) -> Iterator[FieldViolation]:
-    """Yield all values of a document that a store could not give back, each by its path."""
-    yield from _violations(data, field, 1)
+    """Yield all values of a document that a store could not give back, each by its path.
+
+    Lazy, and linear in the size of the document for those who stop after some number of
+    violations: a path is made for a violation, not for a value.
+    """
+    for trail, description in _violations(data, None, 1):
+        yield FieldViolation(path_text(field, _steps(trail)), description)
 
 
-def _violations(value: Any, path: str, depth: int) -> Iterator[FieldViolation]:  # noqa: ANN401
+def _violations(
+    container: dict[str, Any] | list[Any], trail: _Trail, depth: int
+) -> Iterator[tuple[_Trail, str]]:
+    named: Iterable[tuple[str | int, Any]]
+    named = container.items() if isinstance(container, dict) else enumerate(container)
+    for name, value in named:
+        if isinstance(name, str) and "\0" in name:
+            yield trail, "has a field name with the character U+0000, which cannot be stored"
+        if isinstance(value, (dict, list)):
+            if depth == MAX_DEPTH:
+                yield (trail, name), f"nests deeper than {MAX_DEPTH} levels"
+            elif value:
+                yield from _violations(value, (trail, name), depth + 1)
+        elif description := _fault(value):
+            yield (trail, name), description
+
+
+def _fault(value: object) -> str | None:
     if isinstance(value, str):
-        if "\0" in value:
-            yield FieldViolation(path, "holds the character U+0000, which cannot be stored")
-    elif isinstance(value, float):
+        return "holds the character U+0000, which cannot be stored" if "\0" in value else None
+    if isinstance(value, float):
         if not math.isfinite(value):
-            yield FieldViolation(path, "is not a finite number; JSON has no such value")
-        elif abs(value) > MAX_WHOLE:
-            yield FieldViolation(
-                path, "is a whole number beyond 2^53, which a double rounds; send it as a string"
-            )
-    elif isinstance(value, (dict, list)):
-        if depth > MAX_DEPTH:
-            yield FieldViolation(path, f"nests deeper than {MAX_DEPTH} levels")
-            return
-        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
-            inner = f"{path}.{name}" if isinstance(value, dict) else f"{path}[{name}]"
-            if isinstance(name, str) and "\0" in name:
-                yield FieldViolation(
-                    path, "has a field name with the character U+0000, which cannot be stored"
-                )
-            yield from _violations(item, inner, depth + 1)
+            return "is not a finite number; JSON has no such value"
+        if abs(value) > MAX_WHOLE:
+            return "is a whole number beyond 2^53, which a double rounds; send it as a string"
+    return None
+
+
+def _steps(trail: _Trail) -> Iterable[str | int]:
+    steps = []
+    while trail is not None:
+        trail, step = trail
+        steps.append(step)
+    return reversed(steps)
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= MAX_SHOWN_NAME else f"{name[: MAX_SHOWN_NAME - 1]}…"

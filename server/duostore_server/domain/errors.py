@@ -31,6 +31,7 @@ class Reason(Enum):
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     OVERLOADED = "OVERLOADED"
     INTERNAL = "INTERNAL"
+    ANSWER_TOO_LARGE = "ANSWER_TOO_LARGE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,20 @@ class MinVersionNotReachedError(DuostoreError):
         super().__init__(
             f"min_version is {min_version}, but the newest version of the entity is {version}; "
             "was the token taken from another entity or deployment?"
+        )
+
+
+class AnswerTooLargeError(DuostoreError):
+    """What was asked for is larger than one answer may be. ``size`` and ``limit`` are bytes."""
+
+    reason = Reason.ANSWER_TOO_LARGE
+    details = ("size", "limit")
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size = size
+        self.limit = limit
+        super().__init__(
+            f"the answer has {size} bytes; at most {limit} are sent at a time: ask for fewer keys"
         )
 
 

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from duostore_server.domain.errors import FieldViolation
+from duostore_server.domain.keys import MAX_KIND_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 # An inline change falls due for the projector after this long, so that the
 # request that made it normally gets there first.
 INLINE_DUE_AFTER: Final = timedelta(seconds=1)
+
+# A deployment may have hundreds; those who misspelt one need not be told them all.
+_MAX_KINDS_TOLD: Final = 10
 
 
 class ProjectionMode(Enum):
@@ -62,10 +66,25 @@ class Policies:
         """Return the policy of a key whose kind was found to be configured."""
         return self._kinds[key.kind]
 
+    def find(self, key: EntityKey) -> KindPolicy | None:
+        """Return the policy of any key; None if its kind is not configured."""
+        return self._kinds.get(key.kind)
+
     def violations(self, key: EntityKey, field: str) -> Iterator[FieldViolation]:
-        """Yield a violation if the key's kind is not configured."""
-        if key.kind and key.kind not in self._kinds:
-            known = ", ".join(sorted(self._kinds)) or "none"
-            yield FieldViolation(
-                f"{field}.kind", f"{key.kind!r} is not a configured kind (configured: {known})"
-            )
+        """Yield a violation if the key's kind could be configured and is not.
+
+        Quotes the kind: not one that is empty or too long to be one, which
+        ``key_violations`` tells.
+        """
+        if key.kind in self._kinds or not 1 <= len(key.kind.encode()) <= MAX_KIND_BYTES:
+            return
+        yield FieldViolation(
+            f"{field}.kind",
+            f"{key.kind!r} is not a configured kind (configured: {self._known()})",
+        )
+
+    def _known(self) -> str:
+        names = sorted(self._kinds)
+        told = ", ".join(names[:_MAX_KINDS_TOLD]) or "none"
+        left = len(names) - _MAX_KINDS_TOLD
+        return f"{told} and {left} more" if left > 0 else told

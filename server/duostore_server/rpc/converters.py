@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from duostore.v1 import data_access_pb2, entity_pb2
+from duostore_server.access.checks import batch_size_violation
 from duostore_server.codec import plain
+from duostore_server.domain.documents import most_struct_bytes
 from duostore_server.domain.entities import IfAbsent, IfVersion
-from duostore_server.domain.errors import FieldViolation, InvalidRequestError, Store
+from duostore_server.domain.errors import (
+    AnswerTooLargeError,
+    FieldViolation,
+    InvalidRequestError,
+    Store,
+)
 from duostore_server.domain.keys import EntityKey
 
 if TYPE_CHECKING:
@@ -15,6 +22,7 @@ if TYPE_CHECKING:
 
     from duostore_server.domain.documents import JsonObject
     from duostore_server.domain.entities import Reading, Saved
+    from duostore_server.domain.policies import Policies
 
 _STORES: Final = {
     Store.CACHE: entity_pb2.STORE_CACHE,
@@ -32,14 +40,40 @@ def key_of(message: entity_pb2.EntityKey) -> EntityKey:
     return EntityKey(message.tenant, message.kind, message.id)
 
 
+def keys_of(request: data_access_pb2.BatchGetRequest) -> list[EntityKey]:
+    """Return the keys of a batch; refused before they are read if they are too many."""
+    if (violation := batch_size_violation(len(request.keys))) is not None:
+        raise InvalidRequestError([violation])
+    return [key_of(key) for key in request.keys]
+
+
 def message_of(key: EntityKey) -> entity_pb2.EntityKey:
     """Return the message that names a key."""
     return entity_pb2.EntityKey(tenant=key.tenant, kind=key.kind, id=key.id)
 
 
-def content_of(request: data_access_pb2.SaveRequest) -> JsonObject | None:
-    """Return the document of a Save, numbers as floats; None if there is none."""
-    return plain(request.data) if request.HasField("data") else None
+def content_of(request: data_access_pb2.SaveRequest, policies: Policies) -> JsonObject | None:
+    """Return the document of a Save, numbers as floats; None if there is none.
+
+    One that certainly is too large for its kind is refused before it is converted, which
+    takes seconds for some requests of a few MiB. That of a kind which is not configured,
+    and will be refused for that, is not looked at.
+    """
+    if not request.HasField("data"):
+        return None
+    policy = policies.find(key_of(request.key))
+    if policy is None:
+        return {}
+    if request.data.ByteSize() > most_struct_bytes(policy.max_bytes):
+        raise InvalidRequestError(
+            [
+                FieldViolation(
+                    "data",
+                    f"has more bytes as compact JSON than its kind allows, {policy.max_bytes}",
+                )
+            ]
+        )
+    return plain(request.data)
 
 
 def precondition_of(request: data_access_pb2.SaveRequest) -> IfVersion | IfAbsent | None:
@@ -65,17 +99,30 @@ def delete_precondition_of(request: data_access_pb2.DeleteRequest) -> IfVersion 
 def get_response(reading: Reading) -> bytes:
     """Return the serialized GetResponse: the stored bytes as they are, then the receipt."""
     tail = data_access_pb2.GetResponse(receipt=_receipt((reading,)))
-    return _entity_field(reading) + tail.SerializeToString()
+    payload = reading.payload or b""
+    return b"".join((_entity_header(payload), payload, tail.SerializeToString()))
 
 
-def batch_get_response(keys: Sequence[EntityKey], readings: Mapping[EntityKey, Reading]) -> bytes:
-    """Return the serialized BatchGetResponse: stored bytes in the order of the request."""
+def batch_get_response(
+    keys: Sequence[EntityKey], readings: Mapping[EntityKey, Reading], *, max_bytes: int
+) -> bytes:
+    """Return the serialized BatchGetResponse: stored bytes in the order of the request.
+
+    Raises ``AnswerTooLargeError``, before anything is copied, if it has more than ``max_bytes``.
+    """
     tail = data_access_pb2.BatchGetResponse(
         missing=[message_of(key) for key in keys if readings[key].payload is None],
         receipt=_receipt(tuple(readings.values())),
     )
-    found = [_entity_field(readings[key]) for key in keys if readings[key].payload is not None]
-    return b"".join(found) + tail.SerializeToString()
+    parts: list[bytes] = []
+    for key in keys:
+        if (payload := readings[key].payload) is not None:
+            parts += (_entity_header(payload), payload)
+    parts.append(tail.SerializeToString())
+    size = sum(map(len, parts))
+    if size > max_bytes:
+        raise AnswerTooLargeError(size, max_bytes)
+    return b"".join(parts)
 
 
 def save_response(saved: Saved) -> data_access_pb2.SaveResponse:
@@ -114,9 +161,8 @@ def _receipt(readings: Sequence[Reading]) -> entity_pb2.Receipt:
     return receipt
 
 
-def _entity_field(reading: Reading) -> bytes:
-    payload = reading.payload or b""
-    return _ENTITY_TAG + _varint(len(payload)) + payload
+def _entity_header(payload: bytes) -> bytes:
+    return _ENTITY_TAG + _varint(len(payload))
 
 
 def _varint(number: int) -> bytes:

@@ -11,14 +11,20 @@ if TYPE_CHECKING:
     from duostore_server.access.reading import Reader
     from duostore_server.access.writing import Writer
     from duostore_server.domain.deadline import Deadline
+    from duostore_server.domain.policies import Policies
 
 
 class DataAccess:
     """One method for each RPC, by its name; errors are mapped by the call chain."""
 
-    def __init__(self, reader: Reader, writer: Writer) -> None:
+    def __init__(
+        self, reader: Reader, writer: Writer, policies: Policies, *, max_answer_bytes: int
+    ) -> None:
+        """``max_answer_bytes`` bounds the answer to a BatchGet."""
         self._reader = reader
         self._writer = writer
+        self._policies = policies
+        self._max_answer_bytes = max_answer_bytes
 
     def Get(self, request: data_access_pb2.GetRequest, deadline: Deadline) -> bytes:  # noqa: N802
         reading = self._reader.get(
@@ -32,14 +38,18 @@ class DataAccess:
     def BatchGet(  # noqa: N802
         self, request: data_access_pb2.BatchGetRequest, deadline: Deadline
     ) -> bytes:
-        keys = [to.key_of(key) for key in request.keys]
-        return to.batch_get_response(keys, self._reader.batch_get(keys, deadline))
+        keys = to.keys_of(request)
+        readings = self._reader.batch_get(keys, deadline)
+        return to.batch_get_response(keys, readings, max_bytes=self._max_answer_bytes)
 
     def Save(  # noqa: N802
         self, request: data_access_pb2.SaveRequest, deadline: Deadline
     ) -> data_access_pb2.SaveResponse:
         saved = self._writer.save(
-            to.key_of(request.key), to.content_of(request), to.precondition_of(request), deadline
+            to.key_of(request.key),
+            to.content_of(request, self._policies),
+            to.precondition_of(request),
+            deadline,
         )
         return to.save_response(saved)
 

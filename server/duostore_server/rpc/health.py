@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -11,13 +13,15 @@ from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.errors import DeadlineExceededError, Store, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from grpc_health.v1.health import HealthServicer
 
     from duostore_server.domain.ports import Probe
 
 _PROBE_SECONDS: Final = 0.5
+_REPEAT_SECONDS: Final = 60.0
+_MAX_CAUSE: Final = 500
 
 _log = structlog.get_logger(__name__)
 
@@ -31,34 +35,84 @@ class HealthMonitor:
     """
 
     def __init__(
-        self, servicer: HealthServicer, probes: Collection[Probe], services: Collection[str]
+        self,
+        servicer: HealthServicer,
+        probes: Collection[Probe],
+        services: Collection[str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``clock`` gives seconds and never goes back."""
         self._servicer = servicer
         self._probes = tuple(probes)
         self._whole = ("", *services)
+        self._clock = clock
         self._known: dict[Store, bool] = {}
+        self._published: dict[str, bool] = {}
+        self._told: dict[tuple[Store, str], float] = {}
 
     def run_once(self) -> bool:
         """Ask every store once."""
         for probe in self._probes:
-            serving = _answers(probe)
-            if self._known.get(probe.store) != serving:
-                self._known[probe.store] = serving
-                tell = _log.info if serving else _log.warning
-                tell("store is reachable" if serving else "store is down", store=probe.store.value)
-            self._servicer.set(probe.store.value, _status(serving))
+            failure = _failure(probe)
+            self._tell(probe.store, failure)
+            self._known[probe.store] = failure is None
+            self._publish(probe.store.value, serving=failure is None)
         whole = any(self._known.get(store) for store in (Store.AURORA, Store.DYNAMODB))
         for service in self._whole:
-            self._servicer.set(service, _status(whole))
+            self._publish(service, serving=whole)
         return False
 
+    def _publish(self, name: str, *, serving: bool) -> None:
+        # Each time it is set, everyone who watches is sent a message.
+        if self._published.get(name) != serving:
+            self._servicer.set(name, _status(serving))
+            self._published[name] = serving
 
-def _answers(probe: Probe) -> bool:
+    def _tell(self, store: Store, failure: Exception | None) -> None:
+        """Log what changed, and of a store that stays down each kind of cause once a minute."""
+        changed = self._known.get(store) is not (failure is None)
+        if failure is None:
+            if changed:
+                _log.info("store is reachable", store=store.value)
+            return
+        now = self._clock()
+        kind = (store, " ".join(type(error).__name__ for error in _chain(failure)))
+        if changed or now >= self._told.get(kind, -inf) + _REPEAT_SECONDS:
+            self._told[kind] = now
+            expected = isinstance(failure, (StoreError, DeadlineExceededError))
+            _log.warning(
+                "store is down",
+                store=store.value,
+                cause=cause_of(failure),
+                exc_info=None if expected else failure,
+            )
+
+
+def cause_of(error: BaseException) -> str:
+    """Return why, in the words of the driver: for the log, never for a caller."""
+    notes: list[str] = []
+    told: list[str] = []
+    for found in _chain(error):
+        notes += getattr(found, "__notes__", ())
+        # What we say of a store ourselves is the same whatever the cause.
+        if found is not error or error.__cause__ is None:
+            told.append(f"{type(found).__name__}: {' '.join(str(found).split())}")
+    return "; ".join([*notes, *told])[:_MAX_CAUSE]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _failure(probe: Probe) -> Exception | None:
     try:
         probe.ping(Deadline.after(_PROBE_SECONDS))
-    except (StoreError, DeadlineExceededError):
-        return False
-    return True
+    except Exception as error:  # noqa: BLE001 - the edge of a probe: the others go on
+        return error
+    return None
 
 
 def _status(serving: bool) -> int:  # noqa: FBT001 - what it is about

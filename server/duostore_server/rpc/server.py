@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2
 
 from duostore.v1 import data_access_pb2
+from duostore_server.domain.errors import Store
+from duostore_server.rpc.admission import Admission, Room
+from duostore_server.rpc.surroundings import HEALTH, HealthService, ReflectionService
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +28,16 @@ SERVICES: Final = (DATA_ACCESS.full_name,)
 # cuts off clients that look after their connections.
 _MIN_PING_MILLISECONDS: Final = 10_000
 _KEEPALIVE_MILLISECONDS: Final = 60_000
+
+# A check takes microseconds; it must not wait for anything else.
+_HEALTH_THREADS: Final = 2
+_MOST_CHECKS: Final = 100
+# A stream of reflection keeps its thread; further ones are refused.
+_REFLECTION_STREAMS: Final = 4
+
+# Between saying that it will not serve and refusing calls, so that those who watch its
+# health send theirs elsewhere.
+_LAME_DUCK_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,37 +76,50 @@ def listening(
     """Serve on ``address`` while the block runs, then drain.
 
     ``address`` is host:port; port 0 takes a free one. Several processes may serve on
-    the same port. Draining tells health checkers first, refuses new calls, and gives
-    those under way ``drain_timeout`` seconds.
+    the same port. Health checks and reflection have threads of their own; of our calls
+    ``max_concurrent_rpcs`` are held, and more refused. Nothing serves, say the health
+    checks, until they are told. Draining tells them first, refuses new calls a moment
+    later, and gives those under way ``drain_timeout`` seconds.
     """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
-    server = grpc.server(
-        pool,
-        maximum_concurrent_rpcs=max_concurrent_rpcs,
-        options=[
-            ("grpc.so_reuseport", 1),
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_connection_age_ms", round(max_connection_age * 1000)),
-            ("grpc.max_connection_age_grace_ms", round(connection_age_grace * 1000)),
-            ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_MILLISECONDS),
-        ],
-    )
-    server.add_generic_rpc_handlers((chain.handlers(DATA_ACCESS, data_access),))
-    servicer = health.HealthServicer(experimental_non_blocking=True)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    if reflect:
-        names = (*SERVICES, _health_name(), reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
-    port = _bind(server, address, tls)
-    server.start()
-    try:
-        yield Listening(server, servicer, port)
-    finally:
-        servicer.enter_graceful_shutdown()
-        server.stop(drain_timeout).wait()
-        pool.shutdown(wait=True)
+    with ExitStack() as stack:
+        calls = stack.enter_context(Room("rpc", threads=threads, most=max_concurrent_rpcs))
+        checks = stack.enter_context(Room("health", threads=_HEALTH_THREADS, most=_MOST_CHECKS))
+        servicer = health.HealthServicer()
+        for name in ("", *SERVICES, *(store.value for store in Store)):
+            servicer.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        beside: list[HealthService | ReflectionService] = [HealthService(servicer, checks)]
+        if reflect:
+            streams = stack.enter_context(
+                Room("reflection", threads=_REFLECTION_STREAMS, most=_REFLECTION_STREAMS)
+            )
+            beside.append(ReflectionService((*SERVICES, HEALTH), streams, most=_REFLECTION_STREAMS))
+        server = grpc.server(
+            calls,
+            handlers=[
+                Admission(chain.handlers(DATA_ACCESS, data_access), calls),
+                *(service.handlers for service in beside),
+            ],
+            options=[
+                ("grpc.so_reuseport", 1),
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_connection_age_ms", round(max_connection_age * 1000)),
+                ("grpc.max_connection_age_grace_ms", round(connection_age_grace * 1000)),
+                ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_MILLISECONDS),
+            ],
+        )
+        port = _bind(server, address, tls)
+        server.start()
+        try:
+            yield Listening(server, servicer, port)
+        finally:
+            servicer.enter_graceful_shutdown()
+            time.sleep(_LAME_DUCK_SECONDS)
+            stopped = server.stop(drain_timeout)
+            for service in beside:
+                service.stop()
+            stopped.wait()
 
 
 def _bind(server: grpc.Server, address: str, tls: Tls | None) -> int:
@@ -106,7 +131,3 @@ def _bind(server: grpc.Server, address: str, tls: Tls | None) -> int:
         require_client_auth=tls.client_ca is not None,
     )
     return server.add_secure_port(address, credentials)
-
-
-def _health_name() -> str:
-    return health_pb2.DESCRIPTOR.services_by_name["Health"].full_name

@@ -33,16 +33,24 @@ CODES: Final[Mapping[Reason, grpc.StatusCode]] = {
     Reason.VERSION_MISMATCH: grpc.StatusCode.ABORTED,
     Reason.MIN_VERSION_NOT_REACHED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.STORE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    Reason.WRITE_OUTCOME_UNKNOWN: grpc.StatusCode.UNAVAILABLE,
+    # Not UNAVAILABLE, which clients and meshes repeat by themselves.
+    Reason.WRITE_OUTCOME_UNKNOWN: grpc.StatusCode.UNKNOWN,
     Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
     Reason.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
+    # Not RESOURCE_EXHAUSTED, which is answered by trying again.
+    Reason.ANSWER_TOO_LARGE: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
-# A status travels in the trailers, of which clients take 8 KiB by default.
-_MAX_VIOLATION_BYTES: Final = 3072
+# A status travels in the trailers, of which clients take 8 KiB by default: what is larger
+# arrives as RESOURCE_EXHAUSTED and says nothing. All limits are bytes of UTF-8. The message
+# is percent-encoded there, which triples what is not ASCII, and the details are in base64.
+_MAX_BAD_REQUEST: Final = 3072
 _MAX_FIELD: Final = 200
+_MAX_DESCRIPTION: Final = 300
 _MAX_MESSAGE: Final = 300
+_MAX_METADATA: Final = 100
+_ELLIPSIS: Final = "…"
 
 # Long enough for a failed-over writer to be found, short enough for a person.
 _RETRY_SECONDS: Final = 1
@@ -55,7 +63,8 @@ def status_of(error: Exception, request_id: str) -> tuple[grpc.StatusCode, grpc.
     log holds the rest.
     """
     if isinstance(error, DuostoreError):
-        reason, metadata = error.reason, dict(error.metadata)
+        reason = error.reason
+        metadata = {name: _bounded(text, _MAX_METADATA) for name, text in error.metadata.items()}
         message = _bounded(str(error), _MAX_MESSAGE)
     else:
         reason = Reason.INTERNAL
@@ -80,27 +89,36 @@ def _details(error: Exception) -> Iterator[Message]:
         yield error_details_pb2.PreconditionFailure(
             violations=[
                 error_details_pb2.PreconditionFailure.Violation(
-                    type=error.reason.value, subject="key", description=str(error)
+                    type=error.reason.value,
+                    subject="key",
+                    description=_bounded(str(error), _MAX_DESCRIPTION),
                 )
             ]
         )
 
 
 def _bad_request(error: InvalidRequestError) -> error_details_pb2.BadRequest:
+    """Return the violations, as many as there is room for, and how many there are besides."""
     bad = error_details_pb2.BadRequest()
     for count, violation in enumerate(error.violations):
-        if bad.ByteSize() > _MAX_VIOLATION_BYTES:
-            left = len(error.violations) - count
-            bad.field_violations.add(description=f"and {left} more violations")
-            break
         bad.field_violations.add(
-            field=_bounded(violation.field, _MAX_FIELD), description=violation.description
+            field=_bounded(violation.field, _MAX_FIELD),
+            description=_bounded(violation.description, _MAX_DESCRIPTION),
         )
+        if bad.ByteSize() > _MAX_BAD_REQUEST:
+            left = len(error.violations) - count
+            bad.field_violations[-1].Clear()
+            bad.field_violations[-1].description = f"and {left} more violations"
+            break
     return bad
 
 
 def _bounded(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    encoded = text.encode()
+    if len(encoded) <= limit:
+        return text
+    room = limit - len(_ELLIPSIS.encode())
+    return encoded[:room].decode(errors="ignore") + _ELLIPSIS
 
 
 def _packed(message: Message) -> any_pb2.Any:

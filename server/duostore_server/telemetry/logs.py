@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Final, Literal
+import time
+from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 LEVELS: Final = ("debug", "info", "warning", "error")
+
+_QUIET_SECONDS: Final = 60.0
 
 
 def configure_logs(*, level: str, form: Literal["auto", "json", "console"], **bound: str) -> None:
@@ -56,5 +62,28 @@ def configure_logs(*, level: str, form: Literal["auto", "json", "console"], **bo
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # The drivers tell of every retry and connection; our metrics and errors do.
-    for name in ("botocore", "boto3", "urllib3", "psycopg", "psycopg.pool", "werkzeug", "moto"):
+    for name in ("botocore", "boto3", "urllib3", "psycopg", "werkzeug", "moto"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It connects in the background, and tells nobody else why that fails.
+    pool = logging.getLogger("psycopg.pool")
+    pool.setLevel(logging.WARNING)
+    pool.filters[:] = [OnceInAWhile()]
+
+
+class OnceInAWhile(logging.Filter):
+    """Lets each kind of message through once a minute; errors always.
+
+    Of a kind are those that differ in their arguments alone.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._quiet_until: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = self._clock()
+        if record.levelno < logging.ERROR and now < self._quiet_until.get(record.msg, now):
+            return False
+        self._quiet_until[record.msg] = now + _QUIET_SECONDS
+        return True

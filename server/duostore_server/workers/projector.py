@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from duostore_server.domain.deadline import Deadline
+from duostore_server.domain.errors import DeadlineExceededError, StoreError
 from duostore_server.workers.loop import IncompleteRoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from duostore_server.access.propagation import Propagation
-    from duostore_server.domain.entities import Entity, OutboxRow
+    from duostore_server.domain.entities import OutboxRow
     from duostore_server.domain.ports import Authority, Outbox
 
 _AURORA_SECONDS: Final = 2.0
@@ -67,13 +68,10 @@ class Projector:
         if not rows:
             return False
         deadline = Deadline.after(self._budget)
-        current = self._authority.read([row.key for row in rows], deadline)
         done = [
             row.id
             for row, brought in zip(
-                rows,
-                self._each(lambda row: self._bring(current.get(row.key), deadline), rows),
-                strict=True,
+                rows, self._each(lambda row: self._bring(row, deadline), rows), strict=True
             )
             if brought
         ]
@@ -86,8 +84,13 @@ class Projector:
             )
         return len(rows) == self._batch
 
-    def _bring(self, entity: Entity | None, deadline: Deadline) -> bool:
-        if entity is None:
-            # Rows of `entity` are never removed, unless somebody did it by hand.
-            return True
-        return deadline.remaining() > 0 and self._propagation.propagate(entity, deadline)
+    def _bring(self, row: OutboxRow, deadline: Deadline) -> bool:
+        """Bring the current version of one key; one at a time, since documents may be large."""
+        if deadline.is_over():
+            return False
+        try:
+            entity = self._authority.read((row.key,), deadline).get(row.key)
+        except (StoreError, DeadlineExceededError):
+            return False
+        # Rows of `entity` are never removed, unless somebody did it by hand.
+        return entity is None or self._propagation.propagate(entity, deadline)

@@ -87,6 +87,9 @@ class DataAccessServicer:
         """Returns up to 500 entities of any kinds. Entities that do not exist are
         listed as missing; they are no error. Each entity is read as by Get; the
         entities together are not one snapshot in time.
+
+        FAILED_PRECONDITION with reason ANSWER_TOO_LARGE if the answer has more bytes
+        than the server sends at a time, 4 MiB by default: ask for fewer keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,8 +100,8 @@ class DataAccessServicer:
         the write is durable in Aurora.
 
         ABORTED if if_version does not match, ALREADY_EXISTS if if_absent does not
-        hold. UNAVAILABLE with reason WRITE_OUTCOME_UNKNOWN says that the write may
-        or may not have been applied: read the entity before repeating it.
+        hold. UNKNOWN with reason WRITE_OUTCOME_UNKNOWN says that the write may or may
+        not have been applied: read the entity before repeating it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

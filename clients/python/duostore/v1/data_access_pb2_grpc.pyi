@@ -53,14 +53,17 @@ class DataAccessStub:
     """Returns up to 500 entities of any kinds. Entities that do not exist are
     listed as missing; they are no error. Each entity is read as by Get; the
     entities together are not one snapshot in time.
+
+    FAILED_PRECONDITION with reason ANSWER_TOO_LARGE if the answer has more bytes
+    than the server sends at a time, 4 MiB by default: ask for fewer keys.
     """
     Save: _grpc.UnaryUnaryMultiCallable[_data_access_pb2.SaveRequest, _data_access_pb2.SaveResponse]
     """Creates an entity or replaces its data, in one transaction. Once answered,
     the write is durable in Aurora.
 
     ABORTED if if_version does not match, ALREADY_EXISTS if if_absent does not
-    hold. UNAVAILABLE with reason WRITE_OUTCOME_UNKNOWN says that the write may
-    or may not have been applied: read the entity before repeating it.
+    hold. UNKNOWN with reason WRITE_OUTCOME_UNKNOWN says that the write may or may
+    not have been applied: read the entity before repeating it.
     """
     Delete: _grpc.UnaryUnaryMultiCallable[_data_access_pb2.DeleteRequest, _data_access_pb2.DeleteResponse]
     """Deletes an entity. The deletion is a version like any other: a Save
@@ -93,14 +96,17 @@ class DataAccessAsyncStub(DataAccessStub):
     """Returns up to 500 entities of any kinds. Entities that do not exist are
     listed as missing; they are no error. Each entity is read as by Get; the
     entities together are not one snapshot in time.
+
+    FAILED_PRECONDITION with reason ANSWER_TOO_LARGE if the answer has more bytes
+    than the server sends at a time, 4 MiB by default: ask for fewer keys.
     """
     Save: _aio.UnaryUnaryMultiCallable[_data_access_pb2.SaveRequest, _data_access_pb2.SaveResponse]  # type: ignore[assignment]
     """Creates an entity or replaces its data, in one transaction. Once answered,
     the write is durable in Aurora.
 
     ABORTED if if_version does not match, ALREADY_EXISTS if if_absent does not
-    hold. UNAVAILABLE with reason WRITE_OUTCOME_UNKNOWN says that the write may
-    or may not have been applied: read the entity before repeating it.
+    hold. UNKNOWN with reason WRITE_OUTCOME_UNKNOWN says that the write may or may
+    not have been applied: read the entity before repeating it.
     """
     Delete: _aio.UnaryUnaryMultiCallable[_data_access_pb2.DeleteRequest, _data_access_pb2.DeleteResponse]  # type: ignore[assignment]
     """Deletes an entity. The deletion is a version like any other: a Save
@@ -142,6 +148,9 @@ class DataAccessServicer(metaclass=_abc_1.ABCMeta):
         """Returns up to 500 entities of any kinds. Entities that do not exist are
         listed as missing; they are no error. Each entity is read as by Get; the
         entities together are not one snapshot in time.
+
+        FAILED_PRECONDITION with reason ANSWER_TOO_LARGE if the answer has more bytes
+        than the server sends at a time, 4 MiB by default: ask for fewer keys.
         """
 
     @_abc_1.abstractmethod
@@ -154,8 +163,8 @@ class DataAccessServicer(metaclass=_abc_1.ABCMeta):
         the write is durable in Aurora.
 
         ABORTED if if_version does not match, ALREADY_EXISTS if if_absent does not
-        hold. UNAVAILABLE with reason WRITE_OUTCOME_UNKNOWN says that the write may
-        or may not have been applied: read the entity before repeating it.
+        hold. UNKNOWN with reason WRITE_OUTCOME_UNKNOWN says that the write may or may
+        not have been applied: read the entity before repeating it.
         """
 
     @_abc_1.abstractmethod

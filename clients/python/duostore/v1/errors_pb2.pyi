@@ -49,9 +49,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     changed; try again after RetryInfo. Metadata: store.
     """
     ERROR_REASON_WRITE_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 7
-    """UNAVAILABLE. The connection was lost while a write was committed: it may or
-    may not have been applied. Read the entity before repeating it. Metadata:
-    store.
+    """UNKNOWN. The connection was lost while a write was committed: it may or may
+    not have been applied. Read the entity before repeating it. Not UNAVAILABLE,
+    which clients and proxies repeat by themselves. Metadata: store.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 8
     """DEADLINE_EXCEEDED. The call's deadline passed before it was finished. A
@@ -64,6 +64,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 10
     """INTERNAL. A fault of the server; its log holds the detail under the request
     id. Metadata: request_id.
+    """
+    ERROR_REASON_ANSWER_TOO_LARGE: _ErrorReason.ValueType  # 11
+    """FAILED_PRECONDITION. The entities that a BatchGet asks for are together
+    larger than the server answers at a time. Ask for fewer keys; the same call
+    fails again. Metadata: size and limit, of the whole answer, in bytes.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -99,9 +104,9 @@ ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 6
 changed; try again after RetryInfo. Metadata: store.
 """
 ERROR_REASON_WRITE_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 7
-"""UNAVAILABLE. The connection was lost while a write was committed: it may or
-may not have been applied. Read the entity before repeating it. Metadata:
-store.
+"""UNKNOWN. The connection was lost while a write was committed: it may or may
+not have been applied. Read the entity before repeating it. Not UNAVAILABLE,
+which clients and proxies repeat by themselves. Metadata: store.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 8
 """DEADLINE_EXCEEDED. The call's deadline passed before it was finished. A
@@ -114,5 +119,10 @@ can take. Try again after RetryInfo. Metadata: store.
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 10
 """INTERNAL. A fault of the server; its log holds the detail under the request
 id. Metadata: request_id.
+"""
+ERROR_REASON_ANSWER_TOO_LARGE: ErrorReason.ValueType  # 11
+"""FAILED_PRECONDITION. The entities that a BatchGet asks for are together
+larger than the server answers at a time. Ask for fewer keys; the same call
+fails again. Metadata: size and limit, of the whole answer, in bytes.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import select
+import sys
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import psycopg
@@ -12,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from psycopg.abc import PQGen
 
@@ -63,6 +65,22 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
             timeout = max(0.0, self.give_up_at - time.monotonic())
         return super().wait(gen, interval, timeout)
 
+    @contextmanager
+    def in_one_trip(self) -> Iterator[None]:
+        """Send the statements of the block together; outside of a transaction they are one.
+
+        Uses what is prepared and prepares nothing: of a statement that fails while it is
+        prepared in a pipeline the driver believes for ever that it is (psycopg 3.3.9).
+        """
+        threshold = self.prepare_threshold
+        if threshold is not None:
+            self.prepare_threshold = sys.maxsize
+        try:
+            with self.pipeline():
+                yield
+        finally:
+            self.prepare_threshold = threshold
+
     @property
     def is_forsaken(self) -> bool:
         """Whether the server has closed this idle connection. Costs a system call, no round trip.
@@ -72,9 +90,9 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
         poll = select.poll()
         try:
             poll.register(self.pgconn.socket, select.POLLIN)
-        except psycopg.OperationalError:
+            return bool(poll.poll(0))
+        except (psycopg.OperationalError, OSError):
             return True
-        return bool(poll.poll(0))
 
 
 def resolved(conninfo: Conninfo) -> str:

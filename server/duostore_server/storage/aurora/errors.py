@@ -17,37 +17,61 @@ from duostore_server.domain.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import TypeAlias
 
     from duostore_server.domain.errors import StoreError
 
+    # OSError: of the system call that waits for the server.
+    DriverError: TypeAlias = psycopg.Error | OSError
+
+DRIVER_ERRORS: Final = (psycopg.Error, OSError)
+
 _READ_ONLY: Final = "25006"
 _CONTENTION: Final = frozenset({"40001", "40P01"})  # serialization failure, deadlock
-# By SQLSTATE or, of two letters, by its class.
+# The server has no such prepared statement; its plan must not change its result type. The
+# latter state stands for every unsupported feature too, which another try does not mend.
+_STALE: Final = frozenset({"26000", "0A000"})
+# By SQLSTATE or, of two letters, by its class. All else is INTERNAL: a fault of ours (our
+# SQL, our schema, our permissions) or of the server's own (XX: a bug of its, corrupted
+# data), where to try again is in vain and a person has to look.
 _MEANINGS: Final[Mapping[str, Callable[[Store], StoreError]]] = {
     _READ_ONLY: StoreUnavailableError,
-    "57014": StoreTimeoutError,  # statement timeout, or a cancel request
+    "53": StoreOverloadedError,  # out of memory, disk or connections
+    "55000": StoreUnavailableError,  # not in the state for it: in recovery
     "55P03": StoreTimeoutError,  # lock timeout
-    "53": StoreOverloadedError,  # insufficient resources
+    "57": StoreUnavailableError,  # an operator intervened
+    "57014": StoreTimeoutError,  # statement timeout, or a cancel request by whomever
+    "58": StoreUnavailableError,  # the server's disk or system failed it
     **dict.fromkeys(_CONTENTION, StoreOverloadedError),
 }
-# Shutdown, crash, starting up, database dropped, idle session.
-_SHUTDOWN: Final = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05"})
+# Shutdown, crash, starting up, database dropped, idle session; and what says of itself
+# that nobody knows whether it was completed.
+_LOSS: Final = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "40003"})
 _CONNECTION_CLASS: Final = "08"
 _FATAL: Final = frozenset({"FATAL", "PANIC"})
 
 
-def is_contention(error: psycopg.Error) -> bool:
+def is_contention(error: DriverError) -> bool:
     """Tell whether the statement was rolled back for being in another's way: try it again."""
-    return error.sqlstate in _CONTENTION
+    return _state(error) in _CONTENTION
 
 
-def breaks_connection(error: psycopg.Error) -> bool:
+def is_stale(error: DriverError) -> bool:
+    """Tell whether what the connection has prepared is of no use; nothing was executed.
+
+    The driver goes on using it: the connection must be closed. Unprepared, the statement
+    may succeed.
+    """
+    return _state(error) in _STALE
+
+
+def breaks_connection(error: DriverError) -> bool:
     """Tell whether the connection is lost, or leads to a server that is no writer."""
-    return error.sqlstate == _READ_ONLY or _is_loss(error)
+    return _state(error) == _READ_ONLY or _is_loss(error)
 
 
 def translated(
-    error: psycopg.Error, *, repeatable: bool = True, gave_up: bool = False
+    error: DriverError, *, repeatable: bool = True, gave_up: bool = False
 ) -> StoreError | None:
     """Return what to raise for an error of a statement or of the pool; None: the error itself.
 
@@ -57,7 +81,7 @@ def translated(
     of a statement that is not ``repeatable`` the outcome is unknown. ``gave_up`` tells
     that it was we who stopped waiting.
     """
-    state = error.sqlstate or ""
+    state = _state(error) or ""
     meaning: Callable[[Store], StoreError] | None
     if isinstance(error, TooManyRequests):
         meaning = StoreOverloadedError
@@ -72,13 +96,20 @@ def translated(
     return meaning(Store.AURORA) if meaning else None
 
 
-def _is_loss(error: psycopg.Error) -> bool:
+def _state(error: DriverError) -> str | None:
+    return error.sqlstate if isinstance(error, psycopg.Error) else None
+
+
+def _is_loss(error: DriverError) -> bool:
+    if isinstance(error, OSError):
+        return True
     state = error.sqlstate
     if state is None:
-        # The driver's own finding: no answer, half an answer, no connection.
-        return isinstance(error, psycopg.OperationalError)
+        # The driver's own finding: no answer, half an answer, no connection; or an answer
+        # that makes no sense to it.
+        return isinstance(error, (psycopg.OperationalError, psycopg.InternalError))
     return (
-        state in _SHUTDOWN
+        state in _LOSS
         or state.startswith(_CONNECTION_CLASS)
         or error.diag.severity_nonlocalized in _FATAL
     )

@@ -152,6 +152,11 @@ def _connected(conninfo: Conninfo) -> Iterator[psycopg.Connection[TupleRow]]:
     try:
         with psycopg.connect(whole, autocommit=True, prepare_threshold=None) as connection:
             yield connection
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise MigrationError(
+            "the role may not do this to the database; docs/operations.md lists the rights "
+            "that `duostore migrate` and `duostore serve` need"
+        ) from error
     except psycopg.Error as error:
         if failure := translated(error):
             raise failure from error

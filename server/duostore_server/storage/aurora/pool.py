@@ -11,7 +11,13 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from duostore_server.domain.errors import Store, StoreUnavailableError
 from duostore_server.storage.aurora.connection import BoundedConnection, completed, resolved
-from duostore_server.storage.aurora.errors import breaks_connection, is_contention, translated
+from duostore_server.storage.aurora.errors import (
+    DRIVER_ERRORS,
+    breaks_connection,
+    is_contention,
+    is_stale,
+    translated,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,7 +79,7 @@ class AuroraPool:
 
     With ``pooler`` a transaction pooler may stand between: nothing is prepared, and the
     session's settings are not sent at its start but afterwards. A pooler may share or
-    forget them; set them for the database role as well.
+    forget them; set them for the database role as well. ``name`` is for the log.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class AuroraPool:
         connect_timeout: float = 2.0,
         max_lifetime: float = _MAX_LIFETIME_SECONDS,
         pooler: bool = False,
+        name: str = "aurora",
     ) -> None:
         self._conninfo = conninfo
         self._wait = wait
@@ -106,7 +113,7 @@ class AuroraPool:
                 "prepare_threshold": None if pooler else _DEFAULT_PREPARE_THRESHOLD,
             },
             configure=self._configure,
-            name="aurora",
+            name=name,
             open=False,
             min_size=min_size,
             max_size=max_size,
@@ -147,24 +154,32 @@ class AuroraPool:
         """Run one statement in a transaction of its own and return its rows.
 
         One round trip, also where the deadline calls for a statement_timeout of its own.
-        A statement that was rolled back for contention is tried once more. Raises as the
-        ports say; ``WriteOutcomeUnknownError`` only if the statement is not
-        ``repeatable``, that is if a repetition would do more than it did itself. What has
-        no meaning to callers is raised as ``psycopg.Error``.
+        A statement that was rolled back for contention is tried once more, and so is one
+        whose preparation is of no use any more. Raises as the ports say;
+        ``WriteOutcomeUnknownError`` only if the statement is not ``repeatable``, that is if
+        a repetition would do more than it did itself. What has no meaning to callers is
+        raised as ``psycopg.Error``.
         """
-        contended = False
+        contended = stale = False
         while True:
             connection = self._checked_out(deadline)
             try:
-                return self._run(connection, query, params, deadline)
-            except psycopg.Error as error:
+                return self._run(connection, query, params, deadline, unprepared=stale)
+            except DRIVER_ERRORS as error:
                 if is_contention(error) and not contended:
                     contended = True
                     continue
+                if is_stale(error):
+                    connection.close()
+                    if not stale:
+                        stale = True
+                        continue
                 gave_up = time.monotonic() >= (connection.give_up_at or 0.0)
                 if breaks_connection(error):
                     connection.close()
-                    self.renew()
+                    # A caller in a hurry says nothing of the other connections.
+                    if not (gave_up and deadline.is_over()):
+                        self.renew()
                 failure = translated(error, repeatable=repeatable, gave_up=gave_up)
                 if failure is None:
                     raise
@@ -207,20 +222,23 @@ class AuroraPool:
         query: LiteralString,
         params: Params,
         deadline: Deadline,
+        *,
+        unprepared: bool,
     ) -> Sequence[TupleRow]:
+        prepare = False if unprepared else None
         bound = deadline.bound(self._statement_timeout)
         connection.give_up_at = time.monotonic() + min(
             bound + _PATIENCE_SECONDS, deadline.remaining()
         )
         limit = bound * 1000
         if _LEAST_FIT * limit <= connection.timeout_ms <= limit:
-            return _rows(connection.execute(query, params))
+            return _rows(connection.execute(query, params, prepare=prepare))
         chosen = max(1, int(_AIM * limit))
         # One transaction with the statement: if that fails, so has the setting.
         connection.timeout_ms = 0
-        with connection.pipeline():
+        with connection.in_one_trip():
             connection.execute(_SET_TIMEOUT, (str(chosen), self._pooler))
-            cursor = connection.execute(query, params)
+            cursor = connection.execute(query, params, prepare=prepare)
         if not self._pooler:
             connection.timeout_ms = chosen
         return _rows(cursor)

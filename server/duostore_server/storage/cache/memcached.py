@@ -24,13 +24,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from duostore_server.domain.entities import Lease
-from duostore_server.domain.errors import StoreUnavailableError
+from duostore_server.domain.errors import Store, StoreTimeoutError, StoreUnavailableError
 from duostore_server.storage.backoff import Backoff
 from duostore_server.storage.cache.entries import decode, encode
 from duostore_server.storage.cache.keys import Namespace
 from duostore_server.storage.cache.leases import LEASE_SECONDS, new_nonce
 from duostore_server.storage.cache.nodes import Node
-from duostore_server.storage.cache.wire import open_connection
+from duostore_server.storage.cache.wire import Connector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -60,10 +60,11 @@ class MemcachedCache:
     """A ``Cache`` on one or more memcached nodes.
 
     ``nodes`` are ``host:port``. Times are in seconds. A call waits up to
-    ``connect_timeout`` to connect to a node and up to ``timeout`` for each answer: there
-    is one, two to ``fill``. A node that failed is then left alone for a time drawn from
-    the range ``backoff``. ``item_max`` is the nodes' own limit in bytes (memcached
-    ``-I``). Payloads above ``compress_above`` bytes are compressed.
+    ``connect_timeout`` to connect to a node and up to ``timeout`` for each answer, all of
+    it: there is one, two to ``fill``. A call that has spent both twice asks no further
+    node; those that failed last time are asked last. A node that failed is left alone for
+    a time drawn from the range ``backoff``. ``item_max`` is the nodes' own limit in bytes
+    (memcached ``-I``). Payloads above ``compress_above`` bytes are compressed.
 
     ``read`` and ``lease`` raise if none of the nodes concerned answered. Failures that
     they pass over because another node did are told to ``on_bypass`` with the name of
@@ -83,7 +84,7 @@ class MemcachedCache:
         item_max: int = 1024 * 1024,
         compress_above: int = 4096,
         most_idle: int = 32,
-        connect: Connect = open_connection,
+        connect: Connect | None = None,
         nonces: Callable[[], bytes] = new_nonce,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
@@ -92,15 +93,18 @@ class MemcachedCache:
     ) -> None:
         if not nodes or len(set(nodes)) < len(nodes) or not all(map(_ADDRESS.fullmatch, nodes)):
             raise ValueError(f"expected different nodes, each as host:port, got {list(nodes)}")
+        opened = connect or Connector(item_max=item_max)
         self._nodes = [
             Node(
                 address,
-                partial(connect, address, connect_timeout=connect_timeout, timeout=timeout),
+                partial(opened, address, connect_timeout=connect_timeout, timeout=timeout),
                 Backoff(partial(uniform, *backoff), clock),
                 most_idle=most_idle,
             )
             for address in nodes
         ]
+        self._clock = clock
+        self._patience = 2 * (connect_timeout + timeout)
         self._namespace = Namespace(namespace)
         self._largest = item_max - _ITEM_OVERHEAD
         self._compress_above = compress_above
@@ -150,8 +154,10 @@ class MemcachedCache:
         # outbox row is kept, but the old entry would stay until the projector came; the
         # node may have been shut off for one slow answer, or may be up again.
         failures = []
+        ends = self._clock() + self._patience
         for node, shared in self._shares(keys):
             try:
+                self._check_time(ends, node)
                 node.call(partial(_delete, shared), insist=True)
             except StoreUnavailableError as error:
                 failures.append(error)
@@ -197,8 +203,10 @@ class MemcachedCache:
         answers: dict[EntityKey, _Answer] = {}
         failures = []
         shares = self._shares(keys)
+        ends = self._clock() + self._patience
         for node, shared in shares:
             try:
+                self._check_time(ends, node)
                 answer = node.call(partial(ask, shared))
             except StoreUnavailableError as error:
                 failures.append(error)
@@ -216,7 +224,14 @@ class MemcachedCache:
         for key in keys:
             name = self._namespace.key(key)
             shares.setdefault(self._node(name), {})[name] = key
-        return list(shares.items())
+        if len(shares) == 1:
+            return list(shares.items())
+        # So that nodes which hang do not use up the time of those that do not.
+        return sorted(shares.items(), key=lambda share: share[0].failing)
+
+    def _check_time(self, ends: float, node: Node) -> None:
+        if self._clock() > ends:
+            raise node.named(StoreTimeoutError(Store.CACHE))
 
     def _node(self, name: bytes) -> Node:
         return self._nodes[zlib.crc32(name) % len(self._nodes)]

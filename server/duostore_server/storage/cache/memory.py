@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from duostore_server.domain.keys import EntityKey
 
-# About what a slot takes beside its payload: the key's strings, the entry, the table.
+# About what a slot takes beside its payload and its key's text: the entry, the table.
 _SLOT_BYTES: Final = 512
 
 
@@ -70,11 +71,11 @@ class MemoryCache:
             for key in keys:
                 if self._find(key) is None:
                     leases[key] = Lease(self._nonces())
-                    self._put(key, leases[key], _SLOT_BYTES, LEASE_SECONDS)
+                    self._put(key, leases[key], _overhead(key), LEASE_SECONDS)
         return leases
 
     def fill(self, key: EntityKey, lease: Lease, entry: Cached, ttl: float) -> bool:
-        size = _SLOT_BYTES + len(entry.payload or b"")
+        size = _overhead(key) + len(entry.payload or b"")
         with self._lock:
             if self._find(key) != lease:
                 return False
@@ -109,3 +110,8 @@ class MemoryCache:
         slot = self._slots.pop(key, None)
         if slot is not None:
             self._bytes -= slot.size
+
+
+def _overhead(key: EntityKey) -> int:
+    # Of a text with one rare character each takes 4 bytes, so its length would not do.
+    return _SLOT_BYTES + sys.getsizeof(key.tenant) + sys.getsizeof(key.kind) + sys.getsizeof(key.id)

@@ -33,6 +33,8 @@ class Node:
         *,
         most_idle: int,
     ) -> None:
+        # Whether the last call failed.
+        self.failing = False
         self._address = address
         self._connect = connect
         self._backoff = backoff
@@ -55,7 +57,7 @@ class Node:
         node even while it is shut off.
         """
         if not (insist or self._backoff.admits()):
-            raise self._named(StoreUnavailableError(Store.CACHE))
+            raise self.named(StoreUnavailableError(Store.CACHE))
         try:
             kept = self._take()
             if kept is not None:
@@ -69,10 +71,16 @@ class Node:
             return self._do(command, self._connect())
         except DRIVER_ERRORS as error:
             if is_refusal(error):
-                self._backoff.succeeded()
+                self._succeeded()
             elif retry or not isinstance(error, CLOSED):
+                self.failing = True
                 self._backoff.failed()
-            raise self._named(store_error(error)) from error
+            raise self.named(store_error(error)) from error
+
+    def named(self, error: StoreUnavailableError) -> StoreUnavailableError:
+        """Return the error with a note of the node's address."""
+        error.add_note(f"memcached node {self._address}")
+        return error
 
     def close(self) -> None:
         """Close all connections; those in use when their call ends."""
@@ -86,7 +94,7 @@ class Node:
             # Answers may be under way that the next command would take for its own.
             connection.close()
             raise
-        self._backoff.succeeded()
+        self._succeeded()
         self._idle.append(connection)
         if self._closed:
             self._drop_idle()
@@ -94,9 +102,9 @@ class Node:
             self._close_one()
         return answer
 
-    def _named(self, error: StoreUnavailableError) -> StoreUnavailableError:
-        error.add_note(f"memcached node {self._address}")
-        return error
+    def _succeeded(self) -> None:
+        self.failing = False
+        self._backoff.succeeded()
 
     def _take(self) -> Connection | None:
         try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from duostore_server.domain.errors import Store
 from duostore_server.storage.cache.errors import DRIVER_ERRORS, store_error
-from duostore_server.storage.cache.wire import open_connection
+from duostore_server.storage.cache.wire import Connector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,11 +27,11 @@ class MemcachedProbe:
     store = Store.CACHE
 
     def __init__(
-        self, nodes: Sequence[str], *, timeout: float = 0.2, connect: Connect = open_connection
+        self, nodes: Sequence[str], *, timeout: float = 0.2, connect: Connect | None = None
     ) -> None:
         self._nodes = tuple(nodes)
         self._timeout = timeout
-        self._connect = connect
+        self._connect = connect or Connector()
 
     def ping(self, deadline: Deadline) -> None:
         for address in self._nodes:

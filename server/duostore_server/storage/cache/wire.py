@@ -6,13 +6,25 @@ real one, and tests have a simulated node that speaks it too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING, Final, Protocol
 
-from pymemcache.client.base import Client  # type: ignore[import-untyped]
+from pymemcache.client.base import (  # type: ignore[import-untyped]
+    Client,
+    normalize_server_spec,
+)
 from pymemcache.exceptions import MemcacheUnknownError  # type: ignore[import-untyped]
+
+from duostore_server.storage.cache.resolver import Resolver, system_lookup
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+
+    from duostore_server.storage.cache.resolver import Lookup
+
+# More than any line of an answer, with a key of 250 bytes, and than the end of one.
+_LINE_BYTES: Final = 512
 
 
 class Connection(Protocol):
@@ -61,15 +73,51 @@ class Connect(Protocol):
     def __call__(self, address: str, *, connect_timeout: float, timeout: float) -> Connection:
         """Return a connection to ``host:port``, opened now or with its first command.
 
-        ``timeout`` bounds each wait for the node to take or send the next bytes.
+        ``timeout`` bounds each command, from its first byte sent to the last received.
         """
         ...
 
 
+class _BoundedSocket(socket.socket):
+    """A socket whose answers have to be whole in a given time and size.
+
+    Python's own timeout begins anew with each ``recv``.
+    """
+
+    __slots__ = ("_ends", "_room")
+
+    def expect(self, size: int, timeout: float) -> None:
+        """Begin a command: from now on ``timeout`` seconds, and ``size`` bytes to receive."""
+        self._ends = monotonic() + timeout
+        self._room = size
+        self.settimeout(timeout)
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        left = self._ends - monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.settimeout(left)
+        part = super().recv(size, flags)
+        self._room -= len(part)
+        if self._room < 0:
+            raise MemcacheUnknownError("an answer that is too long")
+        return part
+
+
 class _PipelinedClient(Client):  # type: ignore[misc]  # pymemcache has no types
-    """A pymemcache client whose every answer is awaited and looked at."""
+    """A pymemcache client whose every answer is awaited, bounded and looked at."""
+
+    def __init__(
+        self, resolver: Resolver, *, connect_timeout: float, timeout: float, item_max: int
+    ) -> None:
+        super().__init__(("", 0), default_noreply=False)
+        self._resolver = resolver
+        self._connect_seconds = connect_timeout
+        self._command_seconds = timeout
+        self._value_bytes = item_max + _LINE_BYTES
 
     def get_many(self, keys: Collection[bytes]) -> Mapping[bytes, bytes]:
+        self._expect(len(keys) * self._value_bytes)
         try:
             values: Mapping[bytes, bytes] = super().get_many(keys)
         except (KeyError, ValueError) as error:
@@ -77,6 +125,7 @@ class _PipelinedClient(Client):  # type: ignore[misc]  # pymemcache has no types
         return values
 
     def gets(self, key: bytes) -> tuple[bytes, bytes] | None:
+        self._expect(self._value_bytes)
         try:
             value, number = super().gets(key)
         except (KeyError, ValueError) as error:
@@ -84,14 +133,17 @@ class _PipelinedClient(Client):  # type: ignore[misc]  # pymemcache has no types
         return None if value is None else (value, number)
 
     def add_many(self, values: Mapping[bytes, bytes], expire: int) -> Collection[bytes]:
+        self._expect(len(values) * _LINE_BYTES)
         # Client.set_many sends its commands together like this; there is no such add.
         stored: Mapping[bytes, bool] = self._store_cmd(b"add", values, expire, noreply=False)
         return [key for key, done in stored.items() if done]
 
     def cas(self, key: bytes, value: bytes, number: bytes, expire: int) -> bool:
+        self._expect(_LINE_BYTES)
         return super().cas(key, value, number, expire, noreply=False) is True
 
     def delete_many(self, keys: Collection[bytes]) -> None:
+        self._expect(len(keys) * _LINE_BYTES)
         # Client.delete_many sends the same, but takes any line for an acknowledgement.
         commands = [b"delete " + self.check_key(key, b"") + b"\r\n" for key in keys]
         for line in self._misc_cmd(commands, b"delete", noreply=False):
@@ -99,20 +151,53 @@ class _PipelinedClient(Client):  # type: ignore[misc]  # pymemcache has no types
                 raise MemcacheUnknownError(line[:32])
 
     def version(self) -> None:
+        self._expect(_LINE_BYTES)
         super().version()
 
+    def _expect(self, size: int) -> None:
+        if self.sock is None:
+            self._connect()
+        self.sock.expect(size + _LINE_BYTES, self._command_seconds)
 
-def open_connection(address: str, *, connect_timeout: float, timeout: float) -> Connection:
-    """Return a connection that is opened by its first command: a ``Connect``.
+    def _connect(self) -> None:
+        # Replaces pymemcache's, which waits for the resolver as long as that takes.
+        ends = monotonic() + self._connect_seconds
+        family, kind, protocol, _, address = self._resolver.address(self._connect_seconds / 2)
+        connected = _BoundedSocket(family, kind, protocol)
+        try:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            left = ends - monotonic()
+            if left <= 0:
+                raise TimeoutError
+            connected.settimeout(left)
+            connected.connect(address)
+        except BaseException:
+            connected.close()
+            raise
+        self.sock = connected
 
-    The name is resolved then, with the resolver's own timeout, and only the first
-    address that it has is tried.
+
+class Connector:
+    """A ``Connect`` to real nodes, by connections that their first command opens.
+
+    Half of ``connect_timeout`` at most goes to finding the node's address, the rest to
+    connecting; only the first address that a name has is tried. No value is larger than
+    ``item_max`` bytes; a longer answer is an error.
     """
-    connection: Connection = _PipelinedClient(
-        address,
-        connect_timeout=connect_timeout,
-        timeout=timeout,
-        no_delay=True,
-        default_noreply=False,
-    )
-    return connection
+
+    def __init__(self, *, item_max: int = 1024 * 1024, lookup: Lookup = system_lookup) -> None:
+        self._item_max = item_max
+        self._lookup = lookup
+        self._resolvers: dict[str, Resolver] = {}
+
+    def __call__(self, address: str, *, connect_timeout: float, timeout: float) -> Connection:
+        resolver = self._resolvers.get(address)
+        if resolver is None:
+            # Of threads that come here at once, all get the one that was put first.
+            host, port = normalize_server_spec(address)
+            made = Resolver(host, port, self._lookup)
+            resolver = self._resolvers.setdefault(address, made)
+        connection: Connection = _PipelinedClient(
+            resolver, connect_timeout=connect_timeout, timeout=timeout, item_max=self._item_max
+        )
+        return connection

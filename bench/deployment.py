@@ -1,0 +1,147 @@
+"""What is measured: `duostore serve` with one worker, over stores of its own."""
+
+from __future__ import annotations
+
+import random
+import string
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import boto3
+from botocore.config import Config
+
+from duostore.v1 import entity_pb2
+from duostore_server import codec
+from duostore_server.domain.entities import Entity, Form, Projection
+from duostore_server.domain.keys import EntityKey
+from duostore_server.storage.dynamodb.items import encode
+from duostore_server.storage.dynamodb.tables import projection_table
+from tests.support.servers import DynamoDBLocal, MemcachedServer, PostgresServer, running
+from tests.support.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from types_boto3_dynamodb import DynamoDBClient
+
+KIND: Final = "proposal"
+# Entities that DynamoDB holds from the start and no Save has touched.
+SEEDED: Final = 10_000
+
+_PREFIX: Final = "bench_"
+_BODY_LETTERS: Final = 830
+# What the service itself, by default, would not compress.
+_PLAIN_BYTES: Final = 1024
+_BATCH: Final = 25
+_SEEDING_THREADS: Final = 4
+# What tests leave out for speed and a Save is paid for with.
+_DURABLE: Final = {"fsync": "on", "full_page_writes": "on"}
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A service that runs, and its stores."""
+
+    service: Service
+    memcached: MemcachedServer
+    dsn: str
+    endpoint_url: str
+
+    @property
+    def prefix(self) -> str:
+        """Return what the names of the tables begin with."""
+        return _PREFIX
+
+    @property
+    def table(self) -> str:
+        """Return the name of the table of projections."""
+        return projection_table(_PREFIX)
+
+    @contextmanager
+    def plain_client(self, threads: int) -> Iterator[DynamoDBClient]:
+        """Yield boto3's client as it comes, with a connection for each thread."""
+        client = boto3.client(
+            "dynamodb",
+            region_name="local",
+            endpoint_url=self.endpoint_url,
+            aws_access_key_id="bench",
+            aws_secret_access_key="bench",  # noqa: S106 - the emulator takes any
+            config=Config(max_pool_connections=threads),
+        )
+        try:
+            yield client
+        finally:
+            client.close()
+
+
+@contextmanager
+def deployed() -> Iterator[Deployment]:
+    """Run the stores and the service while the block runs; nothing is left of them."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="duostore-bench-"))
+        postgres = stack.enter_context(running(PostgresServer(_DURABLE)))
+        dynamodb = stack.enter_context(running(DynamoDBLocal()))
+        memcached = stack.enter_context(running(MemcachedServer()))
+        dsn = postgres.create_database()
+        service = stack.enter_context(
+            Service(
+                Path(folder),
+                dsn=dsn,
+                endpoint_url=dynamodb.endpoint_url,
+                prefix=_PREFIX,
+                node=memcached.address,
+                workers=1,
+            )
+        )
+        deployment = Deployment(service, memcached, dsn, dynamodb.endpoint_url)
+        _seed(deployment)
+        yield deployment
+
+
+def document(number: int) -> dict[str, Any]:
+    """Return a document that makes an Entity of about 1 KB; the same for the same number."""
+    letters = random.Random(number).choices(string.ascii_letters + "  ", k=_BODY_LETTERS)  # noqa: S311 - filling
+    return {
+        "title": f"Proposal {number}",
+        "status": "draft",
+        "amount": number,
+        "author": {"name": "A. Writer", "team": "Roofs"},
+        "body": "".join(letters),
+    }
+
+
+def seeded_key(number: int) -> EntityKey:
+    """Return the key of a seeded entity."""
+    return EntityKey("", KIND, f"seeded-{number}")
+
+
+def key_message(key: EntityKey) -> entity_pb2.EntityKey:
+    """Return a key as callers send it."""
+    return entity_pb2.EntityKey(tenant=key.tenant, kind=key.kind, id=key.id)
+
+
+def item(key: EntityKey, number: int) -> dict[str, Any]:
+    """Return the item by which DynamoDB holds the first version of an entity."""
+    now = datetime.now(UTC)
+    payload = codec.encode(Entity(key, 1, document(number), now, now))
+    return encode(key, Projection(1, Form.VALUE, payload), compress_above=_PLAIN_BYTES).item
+
+
+def _seed(deployment: Deployment) -> None:
+    with deployment.plain_client(_SEEDING_THREADS) as client:
+
+        def write(numbers: Sequence[int]) -> None:
+            requests: Any = [{"PutRequest": {"Item": item(seeded_key(n), n)}} for n in numbers]
+            left: Any = {deployment.table: requests}
+            while left:
+                left = client.batch_write_item(RequestItems=left)["UnprocessedItems"]
+
+        batches = [range(first, first + _BATCH) for first in range(0, SEEDED, _BATCH)]
+        with ThreadPoolExecutor(_SEEDING_THREADS) as pool:
+            for _ in pool.map(write, batches):
+                pass

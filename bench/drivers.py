@@ -1,0 +1,137 @@
+"""What makes Gets faster than a server can answer them.
+
+h2load, written in C, takes a small part of a core. Without it several Python processes
+call; where they have less of the machine than they can use, they hold back the floor more
+than Duostore, which then looks better than it is.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+import grpc
+
+from bench.callers import measured
+from bench.echo import METHOD, SERVICE
+from bench.figures import BenchError, Figures
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CONNECTIONS: Final = 8
+_PROCESSES: Final = 4
+_PATH: Final = f"/{SERVICE}/{METHOD}"
+_DEADLINE_SECONDS: Final = 5
+# Before each message there are a flag and its length.
+_PREFIX_BYTES: Final = 5
+
+
+class Driver(Protocol):
+    """Calls a server with so many calls at a time: one, or a multiple of eight."""
+
+    name: str
+
+    def drive(
+        self, target: str, request: bytes, answer_bytes: int, *, at_a_time: int, seconds: float
+    ) -> Figures:
+        """Send a serialized GetRequest again and again.
+
+        Raises ``BenchError`` unless every answer has this size, as no error has.
+        """
+        ...
+
+
+@contextmanager
+def best_driver() -> Iterator[Driver]:
+    """Yield h2load if it is installed, else one in Python."""
+    program = shutil.which("h2load")
+    if program is not None:
+        yield H2Load(program)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(_PROCESSES, mp_context=spawn) as pool:
+        yield PythonProcesses(pool)
+
+
+class H2Load:
+    """A ``Driver``: h2load of nghttp2."""
+
+    name = "h2load"
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+
+    def drive(
+        self, target: str, request: bytes, answer_bytes: int, *, at_a_time: int, seconds: float
+    ) -> Figures:
+        connections = min(_CONNECTIONS, at_a_time)
+        with tempfile.TemporaryDirectory(prefix="duostore-bench-") as folder:
+            message, log = Path(folder, "request"), Path(folder, "log")
+            message.write_bytes(b"\0" + len(request).to_bytes(4) + request)
+            done = subprocess.run(
+                [
+                    self._program,
+                    *("-t", "1", "-c", str(connections), "-m", str(at_a_time // connections)),
+                    *("-D", f"{round(seconds * 1000)}ms", "-d", message, f"--log-file={log}"),
+                    *("-H", "content-type: application/grpc", "-H", "te: trailers"),
+                    *("-H", f"grpc-timeout: {_DEADLINE_SECONDS}S"),
+                    f"http://{target}{_PATH}",
+                ],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=seconds + 60,
+            )
+            # Each line: start, HTTP status, microseconds.
+            latencies = [int(line.split("\t")[2]) / 1e6 for line in log.read_text().splitlines()]
+        received = re.search(r"\((\d+)\) data$", done.stdout, re.MULTILINE)
+        answers, rest = divmod(int(received[1]) if received else 0, _PREFIX_BYTES + answer_bytes)
+        # When the time is over some calls are under way that are answered and not counted.
+        if rest or not len(latencies) <= answers <= len(latencies) + at_a_time:
+            raise BenchError(f"not every call of {target} was answered:\n{done.stdout}")
+        return Figures.of(latencies, seconds)
+
+
+class PythonProcesses:
+    """A ``Driver``: processes with a connection and a few threads each."""
+
+    name = "processes of Python, for want of h2load"
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+
+    def drive(
+        self, target: str, request: bytes, answer_bytes: int, *, at_a_time: int, seconds: float
+    ) -> Figures:
+        processes = min(_PROCESSES, at_a_time)
+        shares = [
+            self._pool.submit(_call, target, request, answer_bytes, at_a_time // processes, seconds)
+            for _ in range(processes)
+        ]
+        results = [share.result() for share in shares]
+        every = [latency for latencies, _ in results for latency in latencies]
+        rate = sum(len(latencies) / elapsed for latencies, elapsed in results)
+        return Figures.of(every, len(every) / rate)
+
+
+def _call(
+    target: str, request: bytes, answer_bytes: int, threads: int, seconds: float
+) -> tuple[list[float], float]:
+    with grpc.insecure_channel(target) as channel:
+        get: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_PATH)
+
+        def call(message: bytes) -> None:
+            answer = get(message, timeout=_DEADLINE_SECONDS)
+            if len(answer) != answer_bytes:
+                raise BenchError(f"{target} answered {len(answer)} bytes, not {answer_bytes}")
+
+        return measured(seconds, threads, call, repeat(request))

@@ -1,0 +1,163 @@
+"""Who may come in: threads of its own for each service, and a bound on its calls.
+
+What grpc.server offers is one pool and one bound for all, which whoever is slow or many
+uses up for the others, health checks included.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from duostore_server.domain.errors import Reason
+from duostore_server.rpc.status import DOMAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+T = TypeVar("T")
+
+_RETRY_SECONDS: Final = 1
+
+
+class Room(ThreadPoolExecutor):
+    """The threads of one service; full while it holds ``most`` calls, waiting ones included.
+
+    A stream holds its place until it ends, unless its behaviour is non-blocking.
+    """
+
+    def __init__(self, name: str, *, threads: int, most: int) -> None:
+        super().__init__(threads, thread_name_prefix=name)
+        self._most = most
+        self._held = 0
+        self._counting = threading.Lock()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another call is one too many."""
+        return self._held >= self._most
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:  # noqa: ANN401 - as the base
+        """Hold a call until it is done; it is counted, not refused."""
+        future = super().submit(fn, *args, **kwargs)
+        with self._counting:
+            self._held += 1
+        future.add_done_callback(self._leave)
+        return future
+
+    def _leave(self, _: Future[Any]) -> None:
+        with self._counting:
+            self._held -= 1
+
+
+class InRoom:
+    """A behaviour that runs in a room of its own, not on the threads of the server."""
+
+    def __init__(
+        self,
+        behavior: Callable[..., object],
+        room: ThreadPoolExecutor,
+        *,
+        non_blocking: bool = False,
+    ) -> None:
+        """``non_blocking`` streams answer by a callback and hold no thread between answers."""
+        self._behavior = behavior
+        # Where grpc.server looks; the health service of grpcio does the same.
+        self.experimental_thread_pool = room
+        self.experimental_non_blocking = non_blocking
+
+    def __call__(self, *args: object) -> object:
+        return self._behavior(*args)
+
+
+class Admission(grpc.GenericRpcHandler):
+    """Handlers of a service whose calls are refused at once while its room is full."""
+
+    def __init__(self, handlers: grpc.GenericRpcHandler, room: Room) -> None:
+        self._handlers = handlers
+        self._room = room
+        self._refusal: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
+            InRoom(_refuse, _PollingThread())
+        )
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return how to answer a call; None if it is none of ours."""
+        handler = self._handlers.service(handler_call_details)
+        if handler is not None and self._room.is_full:
+            return self._refusal
+        return handler
+
+
+class OpenStreams:
+    """The streams that are open, at most so many, which a server that stops can end."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: set[grpc.ServicerContext] = set()
+        self._changing = threading.Lock()
+
+    def enter(self, context: grpc.ServicerContext) -> None:
+        """Count a stream until it ends; aborts it if it is one too many."""
+        with self._changing:
+            full = len(self._open) >= self._most
+            if not full:
+                self._open.add(context)
+        if full:
+            _refuse(None, context)
+        if not context.add_callback(lambda: self._forget(context)):
+            self._forget(context)
+
+    def end(self) -> None:
+        """Cancel all that are open."""
+        with self._changing:
+            still_open = list(self._open)
+        for context in still_open:
+            context.cancel()
+
+    def _forget(self, context: grpc.ServicerContext) -> None:
+        with self._changing:
+            self._open.discard(context)
+
+
+class _PollingThread(ThreadPoolExecutor):
+    """Runs what it is given at once, on the thread that polls: for what never waits."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:  # noqa: ANN401 - as the base
+        future: Future[T] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def _refuse(_requests: object, context: grpc.ServicerContext) -> NoReturn:
+    """Abort a call, unread. Takes a stream: of a single request grpc would wait for it."""
+    context.abort_with_status(_overloaded())
+
+
+def _overloaded() -> grpc.Status:
+    info = error_details_pb2.ErrorInfo(reason=Reason.OVERLOADED.value, domain=DOMAIN)
+    retry = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=_RETRY_SECONDS))
+    return rpc_status.to_status(
+        status_pb2.Status(
+            code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
+            message="the server has more calls than it can take; try again later",
+            details=_packed((info, retry)),
+        )
+    )
+
+
+def _packed(
+    details: Iterable[error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo],
+) -> list[any_pb2.Any]:
+    packed = []
+    for detail in details:
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    return packed

@@ -1,0 +1,41 @@
+"""The outbox, with every call measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from duostore_server.domain.errors import Store
+from duostore_server.telemetry.store_calls import StoreCalls
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from duostore_server.domain.deadline import Deadline
+    from duostore_server.domain.entities import Backlog, OutboxRow
+    from duostore_server.domain.ports import Outbox
+    from duostore_server.telemetry.metrics import Metrics
+
+
+class ObservedOutbox:
+    """Measures an ``Outbox`` and changes nothing about it."""
+
+    def __init__(self, delegate: Outbox, metrics: Metrics) -> None:
+        self._delegate = delegate
+        self._claim = StoreCalls(metrics, Store.AURORA, "outbox_claim")
+        self._complete = StoreCalls(metrics, Store.AURORA, "outbox_complete")
+        self._backlog = StoreCalls(metrics, Store.AURORA, "outbox_backlog")
+
+    def claim(self, limit: int, deadline: Deadline) -> Sequence[OutboxRow]:
+        with self._claim() as call:
+            rows = self._delegate.claim(limit, deadline)
+            if not rows:
+                call.outcome = "miss"
+            return rows
+
+    def complete(self, ids: Collection[int], deadline: Deadline) -> None:
+        with self._complete():
+            self._delegate.complete(ids, deadline)
+
+    def backlog(self, deadline: Deadline) -> Backlog:
+        with self._backlog():
+            return self._delegate.backlog(deadline)

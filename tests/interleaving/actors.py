@@ -1,0 +1,233 @@
+"""The actors of a deployment: what callers and background processes do."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from duostore_server import codec
+from duostore_server.domain.entities import IfAbsent, IfVersion
+from duostore_server.domain.errors import (
+    EntityExistsError,
+    EntityNotFoundError,
+    MinVersionNotReachedError,
+    StoreError,
+    VersionMismatchError,
+    WriteOutcomeUnknownError,
+)
+from duostore_server.workers.loop import IncompleteRoundError
+from tests.interleaving.claims import ViolationError
+from tests.interleaving.deployment import ITEM_MAX, KEY, KEYS, Deployment, completer_of, soon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from duostore_server.access.reading import Reader
+    from duostore_server.domain.entities import Saved
+    from duostore_server.domain.keys import EntityKey
+    from duostore_server.workers.projector import Projector
+
+_MOST_ROUNDS = 20
+
+
+class Stage(Deployment):
+    """A deployment with actors on it. Each is a process of its own, unless it says otherwise."""
+
+    def prime(self, key: EntityKey = KEY, *, cached: bool = False) -> None:
+        """Let there be a version 1 before anything happens, projected, and cached if so wanted."""
+        writer = self.make_writer("prime")
+        self.write(partial(writer.save, key, {"by": "prime"}, None, soon()))
+        self.make_projector().run_once()
+        if cached:
+            self.read(self.make_reader(), key)
+
+    def saver(
+        self, name: str, key: EntityKey = KEY, *, times: int = 1, large: bool = False
+    ) -> None:
+        """Add a process that saves an entity and is then asked no more."""
+
+        def work() -> None:
+            writer = self.make_writer(name)
+            for count in range(times):
+                document = {"by": f"{name}{count}", "text": "x" * ITEM_MAX if large else ""}
+                self.write(partial(writer.save, key, document, None, soon()))
+
+        self.world.actor(name, work)
+
+    def deleter(self, name: str, key: EntityKey = KEY) -> None:
+        """Add a process that deletes an entity."""
+        self.world.actor(
+            name, lambda: self.write(lambda: self.make_writer(name).delete(key, None, soon()))
+        )
+
+    def client(self, name: str, key: EntityKey = KEY) -> None:
+        """Add a process that saves an entity and reads what it saved, by its version."""
+
+        def work() -> None:
+            save = partial(self.make_writer(name).save, key, {"by": name}, None, soon())
+            saved = self.write(save)
+            if saved is not None:
+                self.read(self.make_reader(), key, token=saved.entity.version)
+
+        self.world.actor(name, work)
+
+    def editor(self, name: str, key: EntityKey = KEY) -> None:
+        """Add a process that changes what it has read, if nobody has in between."""
+
+        def work() -> None:
+            seen = self.read(self.make_reader(), key)
+            if seen is None:
+                return
+            version, live = seen
+            condition = IfVersion(version) if live else IfAbsent()
+            save = partial(self.make_writer(name).save, key, {"by": name}, condition, soon())
+            saved = self.write(save)
+            if saved is not None and live and saved.entity.version != version + 1:
+                raise ViolationError("C3", f"{saved.entity.version} replaces {version}")
+
+        self.world.actor(name, work)
+
+    def reader(
+        self,
+        name: str,
+        key: EntityKey = KEY,
+        *,
+        times: int = 1,
+        tokens: bool = True,
+        strong: bool = False,
+    ) -> None:
+        """Add a process that reads an entity, from the second time on with a token if so wanted."""
+
+        def work() -> None:
+            reader = self.make_reader()
+            token = 0
+            for _ in range(times):
+                seen = self.read(reader, key, token=token, strong=strong)
+                if seen is not None and tokens:
+                    token, _ = seen
+
+        self.world.actor(name, work)
+
+    def batch_reader(self, name: str) -> None:
+        """Add a process that reads all keys in one call."""
+
+        def work() -> None:
+            promised = dict(self.claims.acknowledged)
+            self.world.observe(frozenset(promised.items()))
+            try:
+                readings = self.make_reader().batch_get(KEYS, soon())
+            except StoreError as error:
+                self.claims.read_failed(error)
+                return
+            for key, reading in readings.items():
+                found = codec.decode(reading.payload) if reading.payload is not None else None
+                self.claims.saw(
+                    key, reading.version, found, promised=promised.get(key, 0), token=0
+                )
+
+        self.world.actor(name, work)
+
+    def projector(self, name: str, *, rounds: int = 1) -> None:
+        """Add a background process that looks into the outbox a few times."""
+
+        def work() -> None:
+            projector = self.make_projector()
+            for _ in range(rounds):
+                self._project(projector)
+
+        self.world.actor(name, work)
+
+    def completer(self, of: str) -> None:
+        """Add what a process does beside its requests: it removes the outbox rows it noted.
+
+        Before the process has noted anything there is nothing to do, so that in some
+        executions the rows are never removed.
+        """
+
+        def work() -> None:
+            self.world.observe(self.notes(of))
+            try:
+                self.completer_beside(of).run_once()
+            except StoreError:
+                return
+
+        self.world.actor(completer_of(of), work)
+
+    def event(self, name: str, *happenings: Callable[[], None]) -> None:
+        """Add things that happen by themselves, in this order, at any time."""
+
+        def work() -> None:
+            for number, happen in enumerate(happenings):
+                if number:
+                    self.world.step(name)
+                happen()
+
+        self.world.actor(name, work)
+
+    def check_at_rest(self) -> None:
+        """Let all faults end and the projector finish; then all tiers have to agree (C6, C8)."""
+        self.end_faults()
+        self.claims.reads_may_fail = self.claims.writes_may_fail = False
+        projector = self.make_projector()
+        for _ in range(_MOST_ROUNDS):
+            if not self.authority.backlog(soon()).depth:
+                break
+            self._project(projector)
+        else:
+            raise ViolationError("C8", "the outbox does not drain")
+        self.check_tiers()
+        for key in self.claims.written:
+            newest = self.claims.newest(key)
+            if self.projected(key) != newest:
+                raise ViolationError("C8", f"DynamoDB holds {self.projected(key)}, not {newest}")
+            cached = self.cached(key)
+            if cached is not None and cached.version != newest:
+                raise ViolationError("C8", f"the cache holds {cached.version}, not {newest}")
+            self.claims.acknowledged[key] = newest
+            self.read(self.make_reader(), key)
+
+    def _project(self, projector: Projector) -> None:
+        try:
+            projector.run_once()
+        except (StoreError, IncompleteRoundError):
+            return
+
+    def write(self, write: Callable[[], Saved]) -> Saved | None:
+        """Save or delete as the calling actor; return what it was told, or None if refused."""
+        try:
+            saved = write()
+        except (
+            EntityNotFoundError,
+            EntityExistsError,
+            VersionMismatchError,
+            WriteOutcomeUnknownError,
+        ):
+            return None
+        except StoreError as error:
+            self.claims.write_failed(error)
+            return None
+        self.claims.answered(saved)
+        return saved
+
+    def read(
+        self, reader: Reader, key: EntityKey, *, token: int = 0, strong: bool = False
+    ) -> tuple[int, bool] | None:
+        """Return the version that was read and whether it is live, or None if nothing was."""
+        promised = self.claims.acknowledged.get(key, 0)
+        if strong:
+            promised = self.claims.newest(key)
+        self.world.observe(promised)
+        try:
+            reading = reader.get(key, soon(), min_version=token, strong=strong)
+        except EntityNotFoundError as error:
+            self.claims.saw(key, error.version, None, promised=promised, token=token)
+            return error.version, False
+        except MinVersionNotReachedError as error:
+            raise ViolationError("C4", str(error)) from error
+        except StoreError as error:
+            self.claims.read_failed(error)
+            return None
+        assert reading.payload is not None
+        found = codec.decode(reading.payload)
+        self.claims.saw(key, reading.version, found, promised=promised, token=token)
+        return reading.version, True

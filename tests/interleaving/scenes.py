@@ -1,0 +1,278 @@
+"""Who does what in an execution, and what goes wrong meanwhile.
+
+Nearly all begin with a version 1 that is projected, and cached where readers shall come
+upon it: in an empty deployment there is nothing stale to be read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from tests.interleaving.deployment import ASYNC, ASYNC_OTHER, KEYS, soon
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from tests.interleaving.actors import Stage
+
+Scene: TypeAlias = "Callable[[Stage], None]"
+
+
+def first_saves(s: Stage) -> None:
+    s.saver("saver", times=2)
+    s.reader("reader")
+
+
+def save_and_read(s: Stage) -> None:
+    s.prime(cached=True)
+    s.saver("saver")
+    s.completer("saver")
+    s.reader("reader", times=2)
+    s.event("evict", s.evict, s.evict)
+
+
+def save_and_save(s: Stage) -> None:
+    s.prime()
+    s.saver("saver1")
+    s.saver("saver2")
+    s.reader("reader")
+
+
+def save_and_delete(s: Stage) -> None:
+    s.prime()
+    s.saver("saver")
+    s.deleter("deleter")
+    s.reader("reader")
+
+
+def saver_dies(s: Stage) -> None:
+    s.prime()
+    s.saver("saver")
+    s.reader("reader")
+    s.projector("projector")
+    s.event("kill", lambda: s.kill("saver"))
+
+
+def deleter_dies(s: Stage) -> None:
+    s.prime()
+    s.deleter("deleter")
+    s.reader("reader")
+    s.projector("projector")
+    s.event("kill", lambda: s.kill("deleter"))
+
+
+def two_readers(s: Stage) -> None:
+    s.prime()
+    s.saver("saver")
+    s.reader("reader1")
+    s.reader("reader2", times=2, tokens=False)
+
+
+def cache_is_cut_off(s: Stage) -> None:
+    s.prime(cached=True)
+    s.saver("saver")
+    s.completer("saver")
+    s.reader("reader", times=2)
+    cut_cache(s)
+
+
+def dynamodb_is_cut_off(s: Stage) -> None:
+    s.prime()
+    s.saver("saver")
+    s.completer("saver")
+    s.reader("reader")
+    cut_dynamodb(s)
+
+
+def aurora_is_cut_off(s: Stage) -> None:
+    """What is projected is read without Aurora: reads are not excused."""
+    s.prime()
+    s.saver("saver")
+    s.completer("saver")
+    s.reader("reader")
+    s.claims.writes_may_fail = True
+    s.event("cut Aurora", lambda: s.cut_aurora(off=True), lambda: s.cut_aurora(off=False))
+
+
+def cache_restarts(s: Stage) -> None:
+    s.prime()
+    s.saver("saver")
+    s.completer("saver")
+    s.reader("reader")
+    s.event("restart", s.node.restart)
+
+
+def restart_between_reads(s: Stage) -> None:
+    s.prime(cached=True)
+    s.saver("saver")
+    s.reader("reader", times=2)
+    s.event("restart", s.node.restart)
+
+
+def own_write_is_read(s: Stage) -> None:
+    """The projector has not come yet, so the cache and DynamoDB hold what was before."""
+    s.prime(ASYNC, cached=True)
+    s.client("client", ASYNC)
+    s.event("evict", lambda: s.evict(ASYNC))
+
+
+def async_saves(s: Stage) -> None:
+    s.saver("saver", ASYNC)
+    s.saver("other saver", ASYNC_OTHER)
+    s.projector("projector", rounds=2)
+
+
+def two_projectors(s: Stage) -> None:
+    s.prime(ASYNC)
+    s.saver("saver", ASYNC, times=2)
+    s.projector("projector1")
+    s.projector("projector2")
+    s.event("kill", lambda: s.kill("projector1"))
+
+
+def completion_is_late(s: Stage) -> None:
+    s.prime()
+    s.saver("saver1")
+    s.completer("saver1")
+    s.saver("saver2")
+    s.event("kill", lambda: s.kill("saver2"))
+
+
+def two_editors(s: Stage) -> None:
+    s.prime(cached=True)
+    s.editor("editor1")
+    s.editor("editor2")
+
+
+def strong_read(s: Stage) -> None:
+    s.prime(cached=True)
+    s.saver("saver")
+    s.reader("reader", strong=True)
+    s.event("kill", lambda: s.kill("saver"))
+
+
+def too_large_for_dynamodb(s: Stage) -> None:
+    s.statements = False
+    s.prime()
+    s.saver("saver", large=True)
+    s.completer("saver")
+    s.reader("reader", times=2)
+
+
+def dynamodb_lags(s: Stage) -> None:
+    """Version 2 was committed and not projected when DynamoDB is cut off."""
+    s.prime(ASYNC)
+    writer = s.make_writer("before")
+    s.write(lambda: writer.save(ASYNC, {"by": "before"}, None, soon()))
+    s.cut(s.dynamodb, off=True)
+    s.reader("reader", ASYNC, times=2, tokens=False)
+    s.event("mend DynamoDB", lambda: s.cut(s.dynamodb, off=False))
+    s.event("evict", lambda: s.evict(ASYNC))
+
+
+def two_readers_and_a_restart(s: Stage) -> None:
+    two_readers(s)
+    s.event("restart", s.node.restart)
+
+
+def two_savers_and_a_projector(s: Stage) -> None:
+    save_and_save(s)
+    s.projector("projector")
+    s.event("kill", lambda: s.kill("saver1"))
+
+
+def cache_is_cut_off_from_many(s: Stage) -> None:
+    cache_is_cut_off(s)
+    s.reader("reader2")
+    s.event("evict", s.evict)
+
+
+SMALL = [
+    first_saves,
+    save_and_read,
+    save_and_save,
+    save_and_delete,
+    saver_dies,
+    deleter_dies,
+    two_readers,
+    restart_between_reads,
+    cache_is_cut_off,
+    dynamodb_is_cut_off,
+    aurora_is_cut_off,
+    cache_restarts,
+    own_write_is_read,
+    async_saves,
+    two_projectors,
+    completion_is_late,
+    two_editors,
+    strong_read,
+    too_large_for_dynamodb,
+    dynamodb_lags,
+]
+LARGER = [two_readers_and_a_restart, two_savers_and_a_projector, cache_is_cut_off_from_many]
+
+
+def everything(rng: random.Random) -> Scene:
+    """Return a scene of four to twelve actors and the faults among them."""
+
+    def perhaps(share: float) -> bool:
+        return rng.random() < share
+
+    def scene(s: Stage) -> None:
+        if perhaps(0.5):
+            s.prime(cached=perhaps(0.5))
+        s.statements = perhaps(0.8)
+        s.saver("saver1", times=rng.randint(1, 2), large=not s.statements and perhaps(0.5))
+        s.saver("saver2", key=rng.choice(KEYS))
+        s.reader("reader1", times=2)
+        s.reader("reader2", strong=perhaps(0.1))
+        for saver in ("saver1", "saver2"):
+            if perhaps(0.4):
+                s.completer(saver)
+        if perhaps(0.4):
+            s.deleter("deleter")
+        if perhaps(0.2):
+            s.batch_reader("batch reader")
+        if perhaps(0.2):
+            s.client("client", rng.choice(KEYS))
+        if perhaps(0.2):
+            s.editor("editor")
+        for number in range(rng.choice((0, 1, 1, 2))):
+            s.projector(f"projector{number}", rounds=2)
+        if perhaps(0.3):
+            s.lose_answers(rng)
+            s.event("deliver", s.deliver)
+        for fault in rng.sample(FAULTS, k=rng.randint(0, 3)):
+            fault(s)
+
+    return scene
+
+
+def cut_cache(s: Stage) -> None:
+    s.event("cut cache", lambda: s.cut(s.node, off=True), lambda: s.cut(s.node, off=False))
+
+
+def cut_dynamodb(s: Stage) -> None:
+    s.event(
+        "cut DynamoDB", lambda: s.cut(s.dynamodb, off=True), lambda: s.cut(s.dynamodb, off=False)
+    )
+
+
+def cut_aurora(s: Stage) -> None:
+    s.claims.reads_may_fail = s.claims.writes_may_fail = True
+    s.event("cut Aurora", lambda: s.cut_aurora(off=True), lambda: s.cut_aurora(off=False))
+
+
+def _death_of(name: str) -> Scene:
+    return lambda s: s.event(f"kill {name}", lambda: s.kill(name))
+
+
+FAULTS: list[Scene] = [
+    cut_cache,
+    cut_dynamodb,
+    cut_aurora,
+    lambda s: s.event("evict", s.evict, s.evict),
+    lambda s: s.event("restart", s.node.restart),
+    *map(_death_of, ("saver1", "reader1", "deleter", "projector0")),
+]
