@@ -94,9 +94,9 @@ class H2Load:
             # Each line: start, HTTP status, microseconds.
             latencies = [int(line.split("\t")[2]) / 1e6 for line in log.read_text().splitlines()]
         received = re.search(r"\((\d+)\) data$", done.stdout, re.MULTILINE)
-        answers, rest = divmod(int(received[1]) if received else 0, _PREFIX_BYTES + answer_bytes)
-        # When the time is over some calls are under way that are answered and not counted.
-        if rest or not len(latencies) <= answers <= len(latencies) + at_a_time:
+        answers = (int(received[1]) if received else 0) / (_PREFIX_BYTES + answer_bytes)
+        # When the time is over, the answers that are under way are received and not counted.
+        if not len(latencies) <= answers <= len(latencies) + at_a_time:
             raise BenchError(f"not every call of {target} was answered:\n{done.stdout}")
         return Figures.of(latencies, seconds)
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from bench.contest import Contest, Side
-from bench.deployment import KIND, document
+from bench.deployment import KIND, key_message, seeded_key
 from bench.drivers import best_driver
 from bench.echo import running_echo
 from bench.figures import BenchError, Figures
 from bench.machine import apart
-from duostore.v1 import data_access_pb2, entity_pb2
+from duostore.v1 import data_access_pb2, data_access_pb2_grpc, entity_pb2
 from duostore_server.config import load
 from duostore_server.domain.errors import Store
-from tests.support.service import CALL_SECONDS, Caller
+from tests.support.service import CALL_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from bench.deployment import Deployment
     from tests.support.service import Service
 
-_ID: Final = "hit"
-_REQUEST: Final = data_access_pb2.GetRequest(key=entity_pb2.EntityKey(kind=KIND, id=_ID))
+_REQUEST: Final = data_access_pb2.GetRequest(key=key_message(seeded_key(0)))
 # Enough to keep the faster of two servers busy, and more than either has threads.
 _MANY: Final = 64
 _SERIALIZED: Final = _REQUEST.SerializeToString()
@@ -52,52 +51,46 @@ def _contest(deployment: Deployment, name: str, at_a_time: int) -> Iterator[Cont
     threads = load(service.config, {}, serving=True).server.threads
     (worker,) = service.workers()
     with service.channel() as channel, best_driver() as driver:
-        caller = Caller(channel, kind=KIND)
-        size = _cache(caller)
+        stub = data_access_pb2_grpc.DataAccessStub(channel)
 
-        def drive(server: psutil.Process, target: str, seconds: float, size: int) -> Figures:
+        def drive(server: psutil.Process, target: str, size: int, seconds: float) -> Figures:
             before = _cpu_seconds(server)
             figures = driver.drive(target, _SERIALIZED, size, at_a_time=at_a_time, seconds=seconds)
             spent = _cpu_seconds(server) - before
             return replace(figures, cpu=spent / (figures.per_second * seconds))
 
         def hits(seconds: float) -> Figures:
-            size = _cache(caller)
+            size = _cache_anew(deployment, stub)
             before = _read_elsewhere(service)
-            figures = drive(worker, service.target, seconds, size)
+            figures = drive(worker, service.target, size, seconds)
             if missed := _read_elsewhere(service) - before:
                 raise BenchError(f"{missed:.0f} Gets did not hit the cache")
             return figures
 
+        size = _cache_anew(deployment, stub)
         with (
             running_echo(threads=threads, answer_bytes=size) as echo,
             apart([worker, echo.process]) as on_its_own,
         ):
             where = "on a core without callers" if on_its_own else "on any core"
+            floor = Side(
+                "bare grpc.server",
+                lambda seconds: drive(echo.process, echo.target, size, seconds),
+            )
             yield Contest(
                 name,
                 f"one cached entity, {size} bytes an answer; a server of {threads} threads"
                 f" {where}; calls at a time: {at_a_time}, by {driver.name}",
                 Side("Get", hits),
-                [
-                    Side(
-                        "bare grpc.server",
-                        lambda seconds: drive(echo.process, echo.target, seconds, size),
-                    )
-                ],
+                [floor],
             )
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
-
-
-def _cache(caller: Caller) -> int:
-    """Let the entity be cached anew, so that it stays for the round; return an answer's size."""
-    caller.save(_ID, document(0))
+def _cache_anew(deployment: Deployment, stub: data_access_pb2_grpc.DataAccessStub) -> int:
+    """Let the entity be cached from now on, for its full time; return the size of an answer."""
+    deployment.memcached.flush()
     for _ in range(2):
-        answer = caller.stub.Get(_REQUEST, timeout=CALL_SECONDS)
+        answer = stub.Get(_REQUEST, timeout=CALL_SECONDS)
     if answer.receipt.served_from != entity_pb2.STORE_CACHE:
         raise BenchError("an entity that was just read is not cached")
     return answer.ByteSize()
@@ -109,3 +102,8 @@ def _read_elsewhere(service: Service) -> float:
         service.metric("duostore_reads_total", kind=KIND, served_from=store.value)
         for store in (Store.DYNAMODB, Store.AURORA)
     )
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system

@@ -65,7 +65,13 @@ class _Child:
                 start_new_session=True,
             )
         except OSError as error:
-            self._wait("process cannot be started and is tried again", error=str(error))
+            _log.error(
+                "process cannot be started and is tried again",
+                role=self.role.name,
+                error=str(error),
+                after_seconds=round(self._backoff, 1),
+            )
+            self._wait()
             return
         self._started = time.monotonic()
         _log.debug("process started", role=self.role.name, pid=self.process.pid)
@@ -79,11 +85,16 @@ class _Child:
 
     def died(self, code: int) -> None:
         """Note when to start it again."""
-        self._wait("process died and is started again", exit_code=code)
+        _log.error(
+            "process died and is started again",
+            role=self.role.name,
+            exit_code=code,
+            after_seconds=round(self._backoff, 1),
+        )
+        self._wait()
 
-    def _wait(self, event: str, **why: object) -> None:
+    def _wait(self) -> None:
         self.start_at = time.monotonic() + self._backoff
-        _log.error(event, role=self.role.name, after_seconds=round(self._backoff, 1), **why)
         self._backoff = min(self._backoff * 2, _LAST_BACKOFF_SECONDS)
 
 

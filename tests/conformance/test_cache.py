@@ -402,3 +402,13 @@ def test_memory_is_bounded_in_bytes() -> None:
     assert set(kept) == {key_of(n) for n in range(10, 20)}
     cache.invalidate(list(kept))
     assert cache._bytes == 0
+
+
+def test_memory_counts_the_text_of_keys() -> None:
+    cache = MemoryCache(max_bytes=100_000)
+    # 512 bytes of UTF-8 that Python keeps as 2 KB.
+    keys = [EntityKey("", "k", f"{n:03}" + "x" * 505 + "\U0001f600") for n in range(100)]
+    cache.lease(keys)
+    assert len(cache.read(keys)) <= 100_000 // (512 + 4 * 509)
+    cache.invalidate(keys)
+    assert cache._bytes == 0

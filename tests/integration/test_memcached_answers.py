@@ -10,6 +10,7 @@ import re
 import secrets
 import socket
 import threading
+import time
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -116,7 +117,7 @@ def test_a_connection_has_timeouts_and_does_not_wait_to_fill_packets(
 ) -> None:
     connection.version()
     connected = connection.sock  # type: ignore[attr-defined]  # pymemcache's own
-    assert connected.gettimeout() == 5
+    assert 0 < connected.gettimeout() <= 5
     assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
@@ -290,6 +291,75 @@ def test_an_answer_that_stops_half_way_is_a_timeout(
         pytest.raises(StoreTimeoutError),
     ):
         operation[1](cache)
+
+
+@contextmanager
+def pouring(part: bytes, pause: float, most: int) -> Iterator[tuple[str, list[int]]]:
+    """Answer with ``part`` after ``part``, then close; yield the address and the bytes sent."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    stop = threading.Event()
+    sent = [0]
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, suppress(OSError):
+                    connection.recv(65536)
+                    while sent[0] < most and not stop.wait(pause):
+                        sent[0] += connection.send(part)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}", sent
+    finally:
+        stop.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+@pytest.mark.parametrize("operation", ALL, ids=lambda operation: operation[0])
+def test_an_answer_that_drips_is_a_timeout(
+    operation: tuple[str, Callable[[MemcachedCache], object]],
+) -> None:
+    with (
+        pouring(b"x", 0.02, 150) as (address, _),
+        MemcachedCache([address], connect_timeout=5, timeout=0.2) as cache,
+    ):
+        began = time.monotonic()
+        with pytest.raises(StoreTimeoutError):
+            operation[1](cache)
+        assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("operation", ALL, ids=lambda operation: operation[0])
+def test_a_line_that_does_not_end_is_given_up(
+    operation: tuple[str, Callable[[MemcachedCache], object]],
+) -> None:
+    # Up to 64 KiB are read; the sockets' buffers take a few MB more.
+    with (
+        pouring(b"x" * 1024, 0, 64 * 1024 * 1024) as (address, sent),
+        MemcachedCache([address], connect_timeout=5, timeout=30, item_max=65536) as cache,
+    ):
+        with pytest.raises(StoreUnavailableError) as raised:
+            operation[1](cache)
+        assert not isinstance(raised.value, StoreTimeoutError)
+        assert sent[0] < 16 * 1024 * 1024
+
+
+def test_500_large_values_are_no_answer_that_is_too_long(memcached: MemcachedServer) -> None:
+    keys = [EntityKey("acme", "proposal", f"{n:03}-" + "x" * 200) for n in range(500)]
+    entry = Cached(1, b"x" * 3_000, NOW)
+    namespace = secrets.token_hex(4)
+    with MemcachedCache(
+        [memcached.address], namespace=namespace, timeout=30, item_max=4_096
+    ) as cache:
+        leases = cache.lease(keys)
+        assert all(cache.fill(key, leases[key], entry, 60) for key in keys)
+        assert cache.read(keys) == dict.fromkeys(keys, entry)
+        cache.invalidate(keys)
 
 
 def test_the_probe_does_not_take_another_server_for_memcached() -> None:

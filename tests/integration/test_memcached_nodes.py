@@ -242,3 +242,47 @@ def test_the_probe_of_the_memory_answers_until_the_deadline() -> None:
     probe.ping(Deadline.after(1))
     with pytest.raises(DeadlineExceededError):
         probe.ping(Deadline.after(-1))
+
+
+def test_nodes_that_hang_do_not_add_up() -> None:
+    setting = Setting(8)
+    keys = [share[0] for share in keys_by_node(setting, 200)]
+    asked: list[str] = []
+
+    def hang(label: str) -> Fault:
+        asked.append(label)
+        setting.now += 0.2
+        return Fault(TimeoutError(), Delivery.LOST)
+
+    for node in setting.nodes:
+        node.fault = hang
+    # connect_timeout and timeout are 0.1 s each: 0.4 s in all, and the node begun then.
+    for ask in (setting.cache.read, setting.cache.lease, setting.cache.invalidate):
+        setting.now += 10
+        asked.clear()
+        with pytest.raises(StoreTimeoutError):
+            ask(keys)
+        assert len(asked) <= 3
+
+
+def test_nodes_that_hang_do_not_keep_a_sound_one_from_being_asked() -> None:
+    setting = Setting(8)
+    keys = [share[0] for share in keys_by_node(setting, 200)]
+
+    def hang(_: str) -> Fault:
+        setting.now += 0.2
+        return Fault(TimeoutError(), Delivery.LOST)
+
+    for node in setting.nodes[:-1]:
+        node.fault = hang
+    # Each call finds some more of those that hang.
+    for _ in range(4):
+        with pytest.raises(StoreTimeoutError):
+            setting.cache.invalidate(keys)
+    setting.fill(keys[-1])
+    with pytest.raises(StoreTimeoutError):
+        setting.cache.invalidate(keys)
+    assert setting.cache.read(keys[-1:]) == {}
+    setting.fill(keys[-1])
+    setting.now += 10
+    assert setting.cache.read(keys) == {keys[-1]: OLD}

@@ -56,9 +56,11 @@ class Stage(Deployment):
 
     def deleter(self, name: str, key: EntityKey = KEY) -> None:
         """Add a process that deletes an entity."""
-        self.world.actor(
-            name, lambda: self.write(lambda: self.make_writer(name).delete(key, None, soon()))
-        )
+
+        def work() -> None:
+            self.write(partial(self.make_writer(name).delete, key, None, soon()))
+
+        self.world.actor(name, work)
 
     def client(self, name: str, key: EntityKey = KEY) -> None:
         """Add a process that saves an entity and reads what it saved, by its version."""
@@ -121,9 +123,7 @@ class Stage(Deployment):
                 return
             for key, reading in readings.items():
                 found = codec.decode(reading.payload) if reading.payload is not None else None
-                self.claims.saw(
-                    key, reading.version, found, promised=promised.get(key, 0), token=0
-                )
+                self.claims.saw(key, reading.version, found, promised=promised.get(key, 0), token=0)
 
         self.world.actor(name, work)
 

@@ -54,7 +54,7 @@ OTHER = EntityKey("", "proposal", "2")
 ASYNC = EntityKey("", "note", "1")
 ASYNC_OTHER = EntityKey("", "note", "2")
 KEYS = (KEY, OTHER, ASYNC, ASYNC_OTHER)
-# Items past this are refused; documents of more than about a quarter of it leave a stub.
+# Items past this are refused: a document of that size leaves a stub.
 ITEM_MAX = 400
 
 
@@ -264,13 +264,13 @@ class Deployment:
         )
 
     def _cache(self) -> MemcachedCache:
-        # Each look at the clock finds a pause after a failure over.
-        looks = itertools.count(1)
         return self._design.cache(
             [_NODE],
             connect=connect_to({_NODE: self.node}),
             nonces=self._nonces(),
-            clock=lambda: 10.0 * next(looks),
+            # The pause after a failure is over by the next call.
+            backoff=(0.0, 0.0),
+            clock=lambda: 0.0,
         )
 
     def _nonces(self) -> Callable[[], bytes]:
@@ -318,8 +318,9 @@ def completer_of(name: str) -> str:
 
 def _throttled(label: str) -> ClientError:
     operation, _, _ = label.partition(" ")
-    error = {"Code": "ProvisionedThroughputExceededException", "Message": ""}
-    return ClientError({"Error": error}, operation)
+    return ClientError(
+        {"Error": {"Code": "ProvisionedThroughputExceededException", "Message": ""}}, operation
+    )
 
 
 def _must_be_readable(key: EntityKey, version: int, why: str) -> None:

@@ -224,26 +224,18 @@ def everything(rng: random.Random) -> Scene:
             s.prime(cached=perhaps(0.5))
         s.statements = perhaps(0.8)
         s.saver("saver1", times=rng.randint(1, 2), large=not s.statements and perhaps(0.5))
-        s.saver("saver2", key=rng.choice(KEYS))
+        s.saver("saver2", rng.choice(KEYS))
         s.reader("reader1", times=2)
         s.reader("reader2", strong=perhaps(0.1))
-        for saver in ("saver1", "saver2"):
-            if perhaps(0.4):
-                s.completer(saver)
-        if perhaps(0.4):
-            s.deleter("deleter")
-        if perhaps(0.2):
-            s.batch_reader("batch reader")
-        if perhaps(0.2):
-            s.client("client", rng.choice(KEYS))
-        if perhaps(0.2):
-            s.editor("editor")
+        for share, add in _OTHERS:
+            if perhaps(share):
+                add(s)
         for number in range(rng.choice((0, 1, 1, 2))):
             s.projector(f"projector{number}", rounds=2)
         if perhaps(0.3):
             s.lose_answers(rng)
             s.event("deliver", s.deliver)
-        for fault in rng.sample(FAULTS, k=rng.randint(0, 3)):
+        for fault in rng.sample(_FAULTS, k=rng.randint(0, 3)):
             fault(s)
 
     return scene
@@ -268,7 +260,17 @@ def _death_of(name: str) -> Scene:
     return lambda s: s.event(f"kill {name}", lambda: s.kill(name))
 
 
-FAULTS: list[Scene] = [
+# With the share of the executions in which they take part.
+_OTHERS: list[tuple[float, Scene]] = [
+    (0.4, lambda s: s.completer("saver1")),
+    (0.4, lambda s: s.completer("saver2")),
+    (0.4, lambda s: s.deleter("deleter")),
+    (0.2, lambda s: s.batch_reader("batch reader")),
+    (0.1, lambda s: s.client("client")),
+    (0.1, lambda s: s.client("async client", ASYNC)),
+    (0.2, lambda s: s.editor("editor")),
+]
+_FAULTS: list[Scene] = [
     cut_cache,
     cut_dynamodb,
     cut_aurora,

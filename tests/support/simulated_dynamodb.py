@@ -159,9 +159,7 @@ class SimulatedDynamoDB:
             if left:
                 unprocessed[table] = {**reads, "Keys": [{"pk": {"S": name}} for name in left]}
             items = [
-                self._read(table, reads, name, "BatchGetItem")
-                for name in names
-                if name not in left
+                self._read(table, reads, name, "BatchGetItem") for name in names if name not in left
             ]
             responses[table] = [dict(item) for item in items if item is not None]
         return {"Responses": responses, "UnprocessedKeys": unprocessed}

@@ -133,7 +133,7 @@ class SimulatedMemcached:
             return item if item is not None and item.expires > self._clock() else None
 
     def state(self) -> Hashable:
-        """Return all that the answers to come depend on, but for faults, the time and what is late."""
+        """Return all that the answers to come depend on, but for time, faults and what is late."""
         with self._lock:
             items = tuple(sorted((k, i.value, i.number, i.expires) for k, i in self._items.items()))
             return items, self._last_number, self._starts, self.reachable

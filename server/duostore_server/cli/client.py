@@ -61,7 +61,7 @@ def get(
     Exit codes, here and for save and delete: 0 done; 1 not found, a precondition that does
     not hold, or a fault; 2 bad input; 3 the service is unavailable or too slow.
     """
-    from duostore_server.cli import remote  # noqa: PLC0415 - see above
+    from duostore_server.cli import remote
 
     if strong and min_version is not None:
         raise typer.BadParameter("--strong and --min-version exclude each other")
@@ -104,7 +104,7 @@ def save(
     Numbers are doubles. One that a double would change, such as a whole number beyond
     2^53, is refused: send a string.
     """
-    from duostore_server.cli import remote  # noqa: PLC0415 - see above
+    from duostore_server.cli import remote
 
     if if_absent and if_version is not None:
         raise typer.BadParameter("--if-absent and --if-version exclude each other")
@@ -136,7 +136,7 @@ def delete(
     server_name: ServerName = None,
 ) -> None:
     """Delete an entity, and print the version that the deletion is."""
-    from duostore_server.cli import remote  # noqa: PLC0415 - see above
+    from duostore_server.cli import remote
 
     where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
     raise typer.Exit(
@@ -159,7 +159,7 @@ def health(
     server_name: ServerName = None,
 ) -> None:
     """Print whether the service serves, and each store behind it. Exit with 1 if it does not."""
-    from duostore_server.cli import remote  # noqa: PLC0415 - see above
+    from duostore_server.cli import remote
 
     where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
     raise typer.Exit(remote.health(where, service=service, timeout=timeout))
@@ -212,9 +212,9 @@ def load(
     Exit codes: 0 all lines are saved; 1 some were rejected, or a fault; 2 it cannot begin so;
     3 the service was unavailable for too long; 130 interrupted by Ctrl-C or SIGTERM.
     """
-    from duostore_server.cli.load import Load  # noqa: PLC0415 - see above
-    from duostore_server.cli.load import load as run  # noqa: PLC0415 - see above
-    from duostore_server.cli.load_outcome import Limits  # noqa: PLC0415 - see above
+    from duostore_server.cli.load import Load
+    from duostore_server.cli.load import load as run
+    from duostore_server.cli.load_outcome import Limits
 
     if not all(id.split(".")):
         raise typer.BadParameter(f"{id!r} is no dotted path", param_hint="--id")

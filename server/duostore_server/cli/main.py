@@ -81,8 +81,8 @@ def serve(
 
     SIGTERM drains and stops all of them; a second one stops at once.
     """
-    from duostore_server.cli.addresses import AddressInUseError  # noqa: PLC0415
-    from duostore_server.cli.serve import supervise  # noqa: PLC0415
+    from duostore_server.cli.addresses import AddressInUseError
+    from duostore_server.cli.serve import supervise
 
     if workers is not None:
         os.environ["DUOSTORE__SERVER__WORKERS"] = str(workers)
@@ -106,9 +106,9 @@ def dev(
     PostgreSQL is embedded and keeps its data; DynamoDB is emulated and the cache is in
     memory: both are empty after a restart and filled again from PostgreSQL.
     """
-    from duostore_server.cli.addresses import AddressInUseError  # noqa: PLC0415
-    from duostore_server.cli.dev import run  # noqa: PLC0415
-    from duostore_server.embedded.process import EmbeddedStoreError  # noqa: PLC0415
+    from duostore_server.cli.addresses import AddressInUseError
+    from duostore_server.cli.dev import run
+    from duostore_server.embedded.process import EmbeddedStoreError
 
     try:
         run(_settings(config, process="dev"), data)
@@ -119,7 +119,7 @@ def dev(
 @app.command()
 def migrate(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Bring the schema of Aurora and the tables of DynamoDB up to date. Safe to repeat."""
-    from duostore_server.cli.migrate import run  # noqa: PLC0415
+    from duostore_server.cli.migrate import run
 
     raise typer.Exit(run(_settings(config, process="migrate", serving=True)))
 
@@ -127,7 +127,7 @@ def migrate(config: ConfigFile = DEFAULT_CONFIG) -> None:
 @app.command(hidden=True)
 def worker(settings: Inherited, name: str = "worker") -> None:
     """Run one serving process; `serve` starts these."""
-    from duostore_server.processes import run_worker  # noqa: PLC0415
+    from duostore_server.processes import run_worker
 
     _run_process(run_worker, settings, name)
 
@@ -135,7 +135,7 @@ def worker(settings: Inherited, name: str = "worker") -> None:
 @app.command(hidden=True)
 def background(settings: Inherited) -> None:
     """Run the background process; `serve` starts it."""
-    from duostore_server.processes import run_background  # noqa: PLC0415
+    from duostore_server.processes import run_background
 
     _run_process(run_background, settings, "background")
 
@@ -150,7 +150,7 @@ def config_check(config: ConfigFile = DEFAULT_CONFIG) -> None:
 @config_app.command("show")
 def config_show(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Show the configuration in force: the file, the environment, the defaults; no secrets."""
-    from duostore_server.config import describe  # noqa: PLC0415
+    from duostore_server.config import describe
 
     typer.echo(describe(_settings(config, process="config")))
 
@@ -158,7 +158,7 @@ def config_show(config: ConfigFile = DEFAULT_CONFIG) -> None:
 @config_app.command("reference")
 def config_reference() -> None:
     """Explain every key, with its default and the environment variable that overrides it."""
-    from duostore_server.config import render_reference  # noqa: PLC0415
+    from duostore_server.config import render_reference
 
     typer.echo(render_reference())
 
@@ -166,15 +166,15 @@ def config_reference() -> None:
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the JSON Schema of the configuration file, for editors."""
-    import json  # noqa: PLC0415
+    import json
 
-    from duostore_server.config import json_schema  # noqa: PLC0415
+    from duostore_server.config import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
 def _settings(path: Path, *, process: str, serving: bool = False) -> Settings:
-    from duostore_server.config import ConfigError, load  # noqa: PLC0415
+    from duostore_server.config import ConfigError, load
 
     try:
         settings = load(path, os.environ, serving=serving)
@@ -185,14 +185,14 @@ def _settings(path: Path, *, process: str, serving: bool = False) -> Settings:
 
 
 def _log_as(process: str, settings: Settings) -> None:
-    from duostore_server.telemetry.logs import configure_logs  # noqa: PLC0415
+    from duostore_server.telemetry.logs import configure_logs
 
     configure_logs(level=settings.logging.level, form=settings.logging.format, process=process)
 
 
 def _run_process(run: Callable[[Settings], None], inherited: int, name: str) -> None:
-    from duostore_server.cli.handover import taken_over  # noqa: PLC0415
-    from duostore_server.storage.aurora.migrate import MigrationError  # noqa: PLC0415
+    from duostore_server.cli.handover import taken_over
+    from duostore_server.storage.aurora.migrate import MigrationError
 
     settings = taken_over(inherited)
     _log_as(name, settings)

@@ -13,7 +13,12 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.errors import DuostoreError, FieldViolation, InvalidRequestError
+from duostore_server.domain.errors import (
+    DuostoreError,
+    FieldViolation,
+    InvalidRequestError,
+    WriteOutcomeUnknownError,
+)
 from duostore_server.rpc.status import status_of
 
 if TYPE_CHECKING:
@@ -120,6 +125,8 @@ def _request_id(context: grpc.ServicerContext) -> str:
 def _tell(error: Exception, code: grpc.StatusCode) -> None:
     if not isinstance(error, DuostoreError):
         _log.error("call failed", code=code.name, exc_info=error)
+    elif isinstance(error, WriteOutcomeUnknownError):
+        _log.warning("write's outcome is unknown", error=str(error), cause=str(error.__cause__))
     else:
         # One line a call would be a flood while a store is down; health tells of that once,
         # and why.

@@ -26,7 +26,7 @@ class DataAccess:
         self._policies = policies
         self._max_answer_bytes = max_answer_bytes
 
-    def Get(self, request: data_access_pb2.GetRequest, deadline: Deadline) -> bytes:  # noqa: N802
+    def Get(self, request: data_access_pb2.GetRequest, deadline: Deadline) -> bytes:
         reading = self._reader.get(
             to.key_of(request.key),
             deadline,
@@ -35,14 +35,12 @@ class DataAccess:
         )
         return to.get_response(reading)
 
-    def BatchGet(  # noqa: N802
-        self, request: data_access_pb2.BatchGetRequest, deadline: Deadline
-    ) -> bytes:
+    def BatchGet(self, request: data_access_pb2.BatchGetRequest, deadline: Deadline) -> bytes:
         keys = to.keys_of(request)
         readings = self._reader.batch_get(keys, deadline)
         return to.batch_get_response(keys, readings, max_bytes=self._max_answer_bytes)
 
-    def Save(  # noqa: N802
+    def Save(
         self, request: data_access_pb2.SaveRequest, deadline: Deadline
     ) -> data_access_pb2.SaveResponse:
         saved = self._writer.save(
@@ -53,7 +51,7 @@ class DataAccess:
         )
         return to.save_response(saved)
 
-    def Delete(  # noqa: N802
+    def Delete(
         self, request: data_access_pb2.DeleteRequest, deadline: Deadline
     ) -> data_access_pb2.DeleteResponse:
         saved = self._writer.delete(

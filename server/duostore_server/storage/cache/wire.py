@@ -107,6 +107,8 @@ class _BoundedSocket(socket.socket):
 class _PipelinedClient(Client):  # type: ignore[misc]  # pymemcache has no types
     """A pymemcache client whose every answer is awaited, bounded and looked at."""
 
+    sock: _BoundedSocket | None
+
     def __init__(
         self, resolver: Resolver, *, connect_timeout: float, timeout: float, item_max: int
     ) -> None:
@@ -155,26 +157,26 @@ class _PipelinedClient(Client):  # type: ignore[misc]  # pymemcache has no types
         super().version()
 
     def _expect(self, size: int) -> None:
-        if self.sock is None:
-            self._connect()
-        self.sock.expect(size + _LINE_BYTES, self._command_seconds)
+        connected = self._connect() if self.sock is None else self.sock
+        connected.expect(size + _LINE_BYTES, self._command_seconds)
 
-    def _connect(self) -> None:
+    def _connect(self) -> _BoundedSocket:
         # Replaces pymemcache's, which waits for the resolver as long as that takes.
         ends = monotonic() + self._connect_seconds
         family, kind, protocol, _, address = self._resolver.address(self._connect_seconds / 2)
+        left = ends - monotonic()
+        if left <= 0:
+            raise TimeoutError
         connected = _BoundedSocket(family, kind, protocol)
         try:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            left = ends - monotonic()
-            if left <= 0:
-                raise TimeoutError
             connected.settimeout(left)
             connected.connect(address)
         except BaseException:
             connected.close()
             raise
         self.sock = connected
+        return connected
 
 
 class Connector:
