@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bench.figures import Figures, Spread
+from bench.figures import BenchError, Figures, Spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 _WARM_UP_SECONDS: Final = 0.5
+_ATTEMPTS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,19 @@ class Contest:
     def rounds(self, count: int, seconds: float) -> Iterator[tuple[Figures, ...]]:
         """Yield the figures of each round, in the order of the sides.
 
-        A first round that is not yielded lets connections open and caches fill.
+        A first round that is not yielded lets connections open and caches fill. A round
+        that did not measure what it should is repeated, twice at most: the cache is given
+        up for a second if a busy machine makes it late once.
         """
-        for side in self.sides:
-            side.run(min(_WARM_UP_SECONDS, seconds))
+        self._round(min(_WARM_UP_SECONDS, seconds))
         for _ in range(count):
-            yield tuple(side.run(seconds) for side in self.sides)
+            yield self._round(seconds)
+
+    def _round(self, seconds: float) -> tuple[Figures, ...]:
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(BenchError):
+                return tuple(side.run(seconds) for side in self.sides)
+        return tuple(side.run(seconds) for side in self.sides)
 
 
 @dataclass(frozen=True, slots=True)

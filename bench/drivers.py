@@ -94,10 +94,14 @@ class H2Load:
             # Each line: start, HTTP status, microseconds.
             latencies = [int(line.split("\t")[2]) / 1e6 for line in log.read_text().splitlines()]
         received = re.search(r"\((\d+)\) data$", done.stdout, re.MULTILINE)
-        answers = (int(received[1]) if received else 0) / (_PREFIX_BYTES + answer_bytes)
+        size = int(received[1]) if received else 0
         # When the time is over, the answers that are under way are received and not counted.
-        if not len(latencies) <= answers <= len(latencies) + at_a_time:
-            raise BenchError(f"not every call of {target} was answered:\n{done.stdout}")
+        most = len(latencies) + at_a_time
+        if not len(latencies) <= size / (_PREFIX_BYTES + answer_bytes) <= most:
+            raise BenchError(
+                f"not all {len(latencies)} calls were answered by {answer_bytes} bytes:"
+                f" {size} were received"
+            )
         return Figures.of(latencies, seconds)
 
 
@@ -132,6 +136,6 @@ def _call(
         def call(message: bytes) -> None:
             answer = get(message, timeout=_DEADLINE_SECONDS)
             if len(answer) != answer_bytes:
-                raise BenchError(f"{target} answered {len(answer)} bytes, not {answer_bytes}")
+                raise BenchError(f"a call was answered by {len(answer)} bytes, not {answer_bytes}")
 
         return measured(seconds, threads, call, repeat(request))

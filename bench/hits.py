@@ -1,9 +1,10 @@
-"""A Get of a cached entity, against a server that answers as many bytes and does nothing."""
+"""A Get of a cached entity, against servers that answer as many bytes and do next to nothing."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from bench.contest import Contest, Side
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import psutil
 
     from bench.deployment import Deployment
+    from bench.echo import Echo
     from tests.support.service import Service
 
 _REQUEST: Final = data_access_pb2.GetRequest(key=key_message(seeded_key(0)))
@@ -68,21 +70,27 @@ def _contest(deployment: Deployment, name: str, at_a_time: int) -> Iterator[Cont
             return figures
 
         size = _cache_anew(deployment, stub)
+
+        def echoes(server: Echo, seconds: float) -> Figures:
+            return drive(server.process, server.target, size, seconds)
+
         with (
             running_echo(threads=threads, answer_bytes=size) as echo,
-            apart([worker, echo.process]) as on_its_own,
+            running_echo(
+                threads=threads, answer_bytes=size, memcached=deployment.memcached.address
+            ) as reading_echo,
+            apart([worker, echo.process, reading_echo.process]) as on_its_own,
         ):
             where = "on a core without callers" if on_its_own else "on any core"
-            floor = Side(
-                "bare grpc.server",
-                lambda seconds: drive(echo.process, echo.target, size, seconds),
-            )
             yield Contest(
                 name,
                 f"one cached entity, {size} bytes an answer; a server of {threads} threads"
                 f" {where}; calls at a time: {at_a_time}, by {driver.name}",
                 Side("Get", hits),
-                [floor],
+                [
+                    Side("bare grpc.server", partial(echoes, echo)),
+                    Side("grpc.server, one memcached get", partial(echoes, reading_echo)),
+                ],
             )
 
 

@@ -17,7 +17,8 @@ from duostore_server.domain.errors import (
 )
 from duostore_server.workers.loop import IncompleteRoundError
 from tests.interleaving.claims import ViolationError
-from tests.interleaving.deployment import ITEM_MAX, KEY, KEYS, Deployment, completer_of, soon
+from tests.interleaving.deployment import Deployment, completer_of, soon
+from tests.interleaving.stores import ITEM_MAX, KEY, KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

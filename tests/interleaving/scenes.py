@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from tests.interleaving.deployment import ASYNC, ASYNC_OTHER, KEYS, soon
+from tests.interleaving.deployment import soon
+from tests.interleaving.stores import ASYNC, ASYNC_OTHER, KEYS
 
 if TYPE_CHECKING:
     import random

@@ -18,7 +18,6 @@ from tests.interleaving.scenes import (
     LARGER,
     SMALL,
     async_saves,
-    completion_is_late,
     everything,
     restart_between_reads,
     two_editors,
@@ -111,7 +110,7 @@ def test_random_orders_come_upon_the_mutant_too(name: str) -> None:
 
 @pytest.mark.parametrize(
     "scene",
-    [restart_between_reads, completion_is_late, async_saves, two_editors],
+    [restart_between_reads, async_saves, two_editors],
     ids=lambda scene: scene.__name__,
 )
 def test_what_is_pruned_was_seen_before(scene: Scene) -> None:

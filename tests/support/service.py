@@ -43,6 +43,8 @@ endpoint_url = "{endpoint_url}"
 table_prefix = "{prefix}"
 [cache]
 nodes = ["{node}"]
+# Long: how fast the machine is shall not decide who fills.
+lease_wait = "5s"
 [metrics]
 address = "127.0.0.1:{metrics_port}"
 [logging]
