@@ -150,6 +150,9 @@ class Supervisor:
                 process.kill()
                 process.wait(_KILL_WAIT_SECONDS)
             self._close(process)
+        if self._is_over:
+            # Who killed the children ends this process, too, and decides its exit code.
+            threading.Event().wait(_KILL_WAIT_SECONDS)
 
     def run(self, stop: threading.Event) -> int:
         """Watch the children until ``stop`` is set; return the exit code.
@@ -175,7 +178,11 @@ class Supervisor:
         return 0
 
     def kill(self) -> None:
-        """Let all children die at once, and start no more. May be called on any thread."""
+        """Let all children die at once, and start no more; the caller then ends this process.
+
+        May be called on any thread. Whoever leaves the supervisor meanwhile waits a
+        little for that end.
+        """
         with self._starting:
             self._is_over = True
             running = [child.process for child in self._children if child.process is not None]
