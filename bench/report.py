@@ -93,9 +93,7 @@ def _contests(outcomes: list[Outcome]) -> Table:
                 title, factor, form = _FIGURES[compared.figure]
                 first = compared.figure == "per_second"
                 table.add_row(
-                    f"{outcome.contest.name}: {outcome.contest.duostore.name} : {floor.name}"
-                    if first
-                    else "",
+                    f"{outcome.contest.name} : {floor.name}" if first else "",
                     title,
                     _spread(compared.duostore, factor, form),
                     _spread(compared.floor, factor, form),
@@ -108,7 +106,8 @@ def _contests(outcomes: list[Outcome]) -> Table:
 def _conditions(outcomes: list[Outcome]) -> Table:
     table = Table(box=None, show_header=False)
     for outcome in outcomes:
-        table.add_row(outcome.contest.name, outcome.contest.condition)
+        contest = outcome.contest
+        table.add_row(contest.name, f"{contest.duostore.name}: {contest.condition}")
     return table
 
 
