@@ -46,7 +46,7 @@ from duostore_server.workers.loop import Loop
 from duostore_server.workers.projector import Projector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from types_boto3_dynamodb import DynamoDBClient
 
@@ -180,13 +180,7 @@ def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Li
     with ExitStack() as stack:
         stack.callback(completer.finish)
         stack.enter_context(
-            Loop(
-                "completer",
-                completer.run_once,
-                rest=_COMPLETE_EVERY_SECONDS,
-                jitter=_jitter,
-                observer=metrics,
-            )
+            _loop("completer", completer.run_once, _COMPLETE_EVERY_SECONDS, metrics)
         )
         answering = stack.enter_context(
             listening(
@@ -206,15 +200,7 @@ def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Li
             )
         )
         monitor = HealthMonitor(answering.health, stores.probes, SERVICES)
-        stack.enter_context(
-            Loop(
-                "health",
-                monitor.run_once,
-                rest=_PROBE_EVERY_SECONDS,
-                jitter=_jitter,
-                observer=metrics,
-            )
-        )
+        stack.enter_context(_loop("health", monitor.run_once, _PROBE_EVERY_SECONDS, metrics))
         yield answering
 
 
@@ -238,12 +224,14 @@ def background(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator
             metrics.backlog(stores.outbox.backlog(Deadline.after(_BACKLOG_EVERY_SECONDS)))
             return False
 
-        for name, work, rest in (
-            ("projector", projector.run_once, settings.projector.poll),
-            ("backlog", show_backlog, _BACKLOG_EVERY_SECONDS),
-        ):
-            stack.enter_context(Loop(name, work, rest=rest, jitter=_jitter, observer=metrics))
+        poll = settings.projector.poll
+        stack.enter_context(_loop("projector", projector.run_once, poll, metrics))
+        stack.enter_context(_loop("backlog", show_backlog, _BACKLOG_EVERY_SECONDS, metrics))
         yield
+
+
+def _loop(name: str, work: Callable[[], bool], rest: float, metrics: Metrics) -> Loop:
+    return Loop(name, work, rest=rest, jitter=_jitter, observer=metrics)
 
 
 def dsn_of(settings: Settings) -> str:

@@ -14,10 +14,10 @@ from duostore_server import bootstrap
 from duostore_server.domain.errors import Store, StoreUnavailableError
 from duostore_server.embedded.dynamodb import EmbeddedDynamoDB
 from duostore_server.embedded.postgres import EmbeddedPostgres
-from duostore_server.rpc.health import cause_of
 from duostore_server.stopping import stop_on_signals, stop_with_supervisor
 from duostore_server.storage.aurora.migrate import MigrationError, ensure_current, migrate
 from duostore_server.storage.dynamodb.tables import create_tables
+from duostore_server.telemetry.causes import cause_of
 from duostore_server.telemetry.exposition import exposed
 from duostore_server.telemetry.metrics import Metrics
 

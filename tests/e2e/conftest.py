@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import boto3
 import pytest
 
 from tests.support.gate import Gate
@@ -17,6 +18,8 @@ from tests.support.service import Caller, Service
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from types_boto3_dynamodb import DynamoDBClient
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,22 @@ def caller(service: Service) -> Iterator[Caller]:
     """Somebody who calls the shared service."""
     with service.channel() as channel:
         yield Caller(channel)
+
+
+@pytest.fixture(scope="session")
+def dynamodb_client(dynamodb: DynamoDBLocal) -> Iterator[DynamoDBClient]:
+    """boto3's client of the DynamoDB of the run, for what happens behind a service's back."""
+    client = boto3.client(
+        "dynamodb",
+        region_name="local",
+        endpoint_url=dynamodb.endpoint_url,
+        aws_access_key_id="none",
+        aws_secret_access_key="none",
+    )
+    try:
+        yield client
+    finally:
+        client.close()
 
 
 @dataclass(frozen=True)

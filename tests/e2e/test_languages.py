@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pycountry
 import pytest
 
@@ -36,17 +35,6 @@ def languages() -> dict[str, dict[str, Any]]:
     """The input, by code."""
     entries = json.loads(SOURCE.read_text())["639-3"]
     return {entry["alpha_3"]: entry for entry in entries}
-
-
-@pytest.fixture(scope="module")
-def client(dynamodb: DynamoDBLocal) -> DynamoDBClient:
-    return boto3.client(
-        "dynamodb",
-        region_name="local",
-        endpoint_url=dynamodb.endpoint_url,
-        aws_access_key_id="none",
-        aws_secret_access_key="none",
-    )
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +95,7 @@ def test_every_language_is_read_back_from_each_tier(
     language_service: Service,
     languages: dict[str, dict[str, Any]],
     memcached: MemcachedServer,
-    client: DynamoDBClient,
+    dynamodb_client: DynamoDBClient,
     tmp_path: Path,
 ) -> None:
     assert len(languages) > 7_900
@@ -127,8 +115,8 @@ def test_every_language_is_read_back_from_each_tier(
     assert read_all(language_service, languages) == (languages, {STORE_DYNAMODB})
 
     memcached.flush()
-    client.delete_table(TableName=projection_table(TABLES))
-    create_tables(client, prefix=TABLES, pause=lambda _: None)
+    dynamodb_client.delete_table(TableName=projection_table(TABLES))
+    create_tables(dynamodb_client, prefix=TABLES, pause=lambda _: None)
     assert read_all(language_service, languages) == (languages, {STORE_AURORA})
 
     # That pass has projected every one of them again.

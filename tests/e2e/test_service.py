@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-import boto3
 import grpc
 import psutil
 import psycopg
@@ -63,13 +62,14 @@ def workers_in_use(service: Service, channels: int) -> int:
 
 
 def test_500_readers_of_one_cold_key_read_aurora_once(
-    service: Service, memcached: MemcachedServer, dynamodb: DynamoDBLocal, caller: Caller
+    service: Service, memcached: MemcachedServer, dynamodb_client: DynamoDBClient, caller: Caller
 ) -> None:
     """C11: over two workers, with the cache empty and nothing projected."""
     entity = secrets.token_hex(8)
     caller.save(entity, {"title": "cold"})
     eventually(service.is_drained, within=20, what="the service is at rest")
-    _forget_projection(service, dynamodb, entity)
+    table = projection_table(service.prefix)
+    dynamodb_client.delete_item(TableName=table, Key={"pk": {"S": f"#proposal#{entity}"}})
     memcached.flush()
     before = aurora_reads(service)
     with ExitStack() as stack:
@@ -88,21 +88,6 @@ def test_500_readers_of_one_cold_key_read_aurora_once(
     assert aurora_reads(service) - before == 1
     # The others waited for the cache; who waited in vain, on a busy machine, read DynamoDB.
     assert sum(answer.receipt.served_from == STORE_AURORA for answer in answers) == 1
-
-
-def _forget_projection(service: Service, dynamodb: DynamoDBLocal, entity: str) -> None:
-    table = projection_table(service.prefix)
-    _client(dynamodb).delete_item(TableName=table, Key={"pk": {"S": f"#proposal#{entity}"}})
-
-
-def _client(dynamodb: DynamoDBLocal) -> DynamoDBClient:
-    return boto3.client(
-        "dynamodb",
-        region_name="local",
-        endpoint_url=dynamodb.endpoint_url,
-        aws_access_key_id="none",
-        aws_secret_access_key="none",
-    )
 
 
 def test_an_async_kind_is_projected_in_the_background(service: Service) -> None:
@@ -239,7 +224,11 @@ def _all_serve(service: Service) -> bool:
 
 
 def test_a_database_that_comes_later_is_used_once_it_is_migrated(
-    postgres: PostgresServer, dynamodb: DynamoDBLocal, memcached: MemcachedServer, tmp_path: Path
+    postgres: PostgresServer,
+    dynamodb: DynamoDBLocal,
+    dynamodb_client: DynamoDBClient,
+    memcached: MemcachedServer,
+    tmp_path: Path,
 ) -> None:
     """The log says why Aurora is of no use, and never how it is reached."""
     name, password = f"late_{secrets.token_hex(4)}", secrets.token_hex(16)
@@ -251,8 +240,7 @@ def test_a_database_that_comes_later_is_used_once_it_is_migrated(
         prefix=f"t{secrets.token_hex(4)}_",
         node=memcached.address,
     )
-    client = _client(dynamodb)
-    create_tables(client, prefix=service.prefix, pause=threading.Event().wait)
+    create_tables(dynamodb_client, prefix=service.prefix, pause=threading.Event().wait)
     service.start()
     try:
         assert service.health("aurora") == HealthCheckResponse.NOT_SERVING

@@ -23,7 +23,7 @@ from duostore import (
     UnavailableError,
 )
 from duostore.v1 import data_access_pb2, entity_pb2
-from tests.rpc.test_client_scripted_service import (
+from tests.support.scripted_service import (
     DIRECT,
     ScriptedService,
     client_of,
@@ -480,3 +480,13 @@ def test_a_call_without_a_deadline_is_refused(service: ScriptedService) -> None:
 def test_a_client_without_a_target_is_refused() -> None:
     with pytest.raises(ValueError, match="host:port"):
         Client("")
+
+
+def test_a_call_that_is_not_scripted_fails_and_is_remembered() -> None:
+    service = ScriptedService()
+    with (
+        client_of(service) as client,
+        pytest.raises(Exception, match="no reply to Get is scripted"),
+    ):
+        client.get("proposal", "p1")
+    assert [asked.method for asked in service.asked] == ["Get"]

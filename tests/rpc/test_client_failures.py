@@ -26,7 +26,7 @@ from duostore import (
     WriteOutcomeUnknownError,
 )
 from duostore.v1 import data_access_pb2, entity_pb2
-from tests.rpc.test_client_scripted_service import (
+from tests.support.scripted_service import (
     DIRECT,
     UNAVAILABLE,
     ScriptedService,

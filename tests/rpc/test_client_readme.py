@@ -10,7 +10,7 @@ import grpc
 
 import duostore
 from duostore.v1 import data_access_pb2, entity_pb2
-from tests.rpc.test_client_scripted_service import ScriptedService, client_of, serving
+from tests.support.scripted_service import ScriptedService, client_of, serving
 
 if TYPE_CHECKING:
     import pytest

@@ -42,5 +42,11 @@ def test_a_short_deadline_is_not_shared(seconds: float) -> None:
     assert left(seconds).part(0.5).bound(10) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("seconds", [-1, 0, 0.010, MARGIN_SECONDS, 0.030, 5])
+def test_no_part_ends_after_the_whole(seconds: float) -> None:
+    whole = left(seconds)
+    assert whole.part(0.5).remaining() <= whole.remaining()
+
+
 def test_no_part_of_a_deadline_that_is_over_is_left() -> None:
     assert left(-1).part(0.5).is_over()

@@ -20,12 +20,11 @@ from duostore_server.domain.errors import (
     Store,
 )
 from duostore_server.workers.completer import Completer
+from tests.support.reader_stack import KEY, NOON, POLICIES, WITHIN, Stack, fail_dynamodb
 
 if TYPE_CHECKING:
     from duostore_server.domain.entities import Reading
     from duostore_server.domain.keys import EntityKey
-
-from tests.support.reader_stack import KEY, NOON, POLICIES, WITHIN, Stack
 
 
 def test_the_value_that_another_fetches_is_waited_for() -> None:
@@ -75,6 +74,28 @@ def test_a_lease_that_another_won_at_the_same_time_is_waited_for() -> None:
     assert stack.paused == [0.01]
 
 
+def test_the_usual_patience_is_had_once_for_each_lease() -> None:
+    stack = Stack(pauses=lease_pauses(0.5))
+    stack.commit(projected=False)
+    fail_dynamodb(stack)
+    stack.entries.lease((KEY,))
+    assert stack.get().served_from is Store.AURORA
+    assert sum(stack.paused) == pytest.approx(0.5, abs=0.05)
+    stack.paused.clear()
+    assert stack.get().served_from is Store.AURORA
+    assert stack.paused == []
+    stack.entries.invalidate((KEY,))
+    stack.entries.lease((KEY,))
+    stack.get()
+    assert stack.paused != []
+    assert "cache.fill" not in stack.asked
+
+
+def test_no_patience_is_no_pause() -> None:
+    assert lease_pauses(0) == ()
+    assert sum(lease_pauses(0.5)) == pytest.approx(0.5, abs=0.03)
+
+
 @pytest.mark.parametrize("patience", [0.0, 0.035, 0.2, 1.0])
 def test_the_pauses_make_up_the_patience(patience: float) -> None:
     pauses = lease_pauses(patience)
@@ -90,6 +111,19 @@ def test_a_dynamodb_that_hangs_leaves_time_for_aurora() -> None:
     reading = stack.reader.get(KEY, stack.soon(1.0))
     assert reading.served_from is Store.AURORA
     assert stack.clock.now < 1.0 - MARGIN_SECONDS
+
+
+def test_a_dynamodb_that_uses_up_its_share_leaves_time_for_aurora() -> None:
+    stack = Stack()
+    stack.commit()
+
+    def use_up(*args: Any) -> None:
+        stack.clock.now += args[-1].bound(0.8)
+        raise DeadlineExceededError
+
+    stack.projections.before["read"] = use_up
+    assert stack.reader.get(KEY, stack.soon(0.5)).served_from is Store.AURORA
+    assert stack.clock.now < 0.3
 
 
 def test_a_put_that_hangs_leaves_time_for_the_answer() -> None:
@@ -108,6 +142,15 @@ def test_a_lease_is_waited_for_with_a_part_of_the_time() -> None:
     stack.entries.lease((KEY,))
     assert stack.reader.get(KEY, stack.soon(1.0)).served_from is Store.DYNAMODB
     assert 0.2 < sum(stack.paused) < 0.7
+
+
+def test_waiting_for_a_lease_leaves_time_to_read() -> None:
+    stack = Stack(pauses=lease_pauses(0.5))
+    stack.commit(projected=False)
+    fail_dynamodb(stack)
+    stack.entries.lease((KEY,))
+    assert stack.reader.get(KEY, stack.soon(0.3)).served_from is Store.AURORA
+    assert stack.clock.now <= 0.15
 
 
 def test_nothing_is_filled_when_the_answer_is_due() -> None:

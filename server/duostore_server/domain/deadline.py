@@ -65,11 +65,12 @@ class Deadline:
         The rest is for what comes after. What is hardly worth sharing is not: there
         are always ``LEAST_PART_SECONDS``, if there is so much.
         """
-        left = max(0.0, self.remaining() - MARGIN_SECONDS)
+        now = self._clock()
+        left = self._at - now - MARGIN_SECONDS
+        if left <= 0:
+            return self
         part = max(left * share, min(left, LEAST_PART_SECONDS))
-        return Deadline(
-            self._clock() + part + MARGIN_SECONDS, clock=self._clock, cancelled=self._cancelled
-        )
+        return Deadline(now + part + MARGIN_SECONDS, clock=self._clock, cancelled=self._cancelled)
 
     def bound(self, own: float) -> float:
         """Return the timeout of a store call: ``own``, or what is left less a margin.

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
-from duostore_server.domain.errors import Reason
-from duostore_server.rpc.status import DOMAIN
+from duostore_server.rpc.status import overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 T = TypeVar("T")
-
-_RETRY_SECONDS: Final = 1
 
 
 class Room(ThreadPoolExecutor):
@@ -138,26 +132,6 @@ class _PollingThread(ThreadPoolExecutor):
 
 def _refuse(_requests: object, context: grpc.ServicerContext) -> NoReturn:
     """Abort a call, unread. Takes a stream: of a single request grpc would wait for it."""
-    context.abort_with_status(_overloaded())
-
-
-def _overloaded() -> grpc.Status:
-    info = error_details_pb2.ErrorInfo(reason=Reason.OVERLOADED.value, domain=DOMAIN)
-    retry = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=_RETRY_SECONDS))
-    return rpc_status.to_status(
-        status_pb2.Status(
-            code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
-            message="the server has more calls than it can take; try again later",
-            details=_packed((info, retry)),
-        )
+    context.abort_with_status(
+        overloaded("the server has more calls than it can take; try again later")
     )
-
-
-def _packed(
-    details: Iterable[error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo],
-) -> list[any_pb2.Any]:
-    packed = []
-    for detail in details:
-        packed.append(any_pb2.Any())
-        packed[-1].Pack(detail)
-    return packed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from functools import cache
 from typing import TYPE_CHECKING, Final, Protocol
 
 import grpc
@@ -20,6 +21,7 @@ from duostore_server.domain.errors import (
     WriteOutcomeUnknownError,
 )
 from duostore_server.rpc.status import status_of
+from duostore_server.telemetry.causes import cause_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +75,7 @@ class CallChain:
         self, method: MethodDescriptor, body: Body
     ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         request_class = GetMessageClass(method.input_type)
-        seconds = self._metrics.rpc_seconds
+        seconds = cache(lambda code: self._metrics.rpc_seconds.labels(name, code.name))
         in_flight = self._metrics.rpcs_in_flight
         name = method.name
 
@@ -92,7 +94,7 @@ class CallChain:
                     _tell(error, code)
                 finally:
                     in_flight.dec()
-                    seconds.labels(name, code.name).observe(time.perf_counter() - began)
+                    seconds(code).observe(time.perf_counter() - began)
             return context.abort_with_status(status)
 
         return handle
@@ -126,8 +128,9 @@ def _tell(error: Exception, code: grpc.StatusCode) -> None:
     if not isinstance(error, DuostoreError):
         _log.error("call failed", code=code.name, exc_info=error)
     elif isinstance(error, WriteOutcomeUnknownError):
-        _log.warning("write's outcome is unknown", error=str(error), cause=str(error.__cause__))
+        _log.warning("write's outcome is unknown", error=str(error), cause=cause_of(error))
     else:
         # One line a call would be a flood while a store is down; health tells of that once,
         # and why.
-        _log.debug("call refused", code=code.name, error=str(error), cause=str(error.__cause__))
+        cause = cause_of(error) if error.__cause__ else None
+        _log.debug("call refused", code=code.name, error=str(error), cause=cause)

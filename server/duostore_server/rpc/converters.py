@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from duostore.v1 import data_access_pb2, entity_pb2
 from duostore_server.access.checks import batch_size_violation
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from duostore_server.domain.documents import JsonObject
     from duostore_server.domain.entities import Reading, Saved
     from duostore_server.domain.policies import Policies
+
+_Written = TypeVar("_Written", data_access_pb2.SaveResponse, data_access_pb2.DeleteResponse)
 
 _STORES: Final = {
     Store.CACHE: entity_pb2.STORE_CACHE,
@@ -127,28 +129,24 @@ def batch_get_response(
 
 def save_response(saved: Saved) -> data_access_pb2.SaveResponse:
     """Return the answer to a Save."""
-    response = data_access_pb2.SaveResponse(
-        key=message_of(saved.entity.key),
-        version=saved.entity.version,
-        projection=_projection(saved),
-    )
-    response.update_time.FromDatetime(saved.entity.update_time)
-    return response
+    return _written(data_access_pb2.SaveResponse, saved)
 
 
 def delete_response(saved: Saved) -> data_access_pb2.DeleteResponse:
     """Return the answer to a Delete."""
-    response = data_access_pb2.DeleteResponse(
+    return _written(data_access_pb2.DeleteResponse, saved)
+
+
+def _written(kind: type[_Written], saved: Saved) -> _Written:
+    response = kind(
         key=message_of(saved.entity.key),
         version=saved.entity.version,
-        projection=_projection(saved),
+        projection=(
+            entity_pb2.PROJECTION_DONE if saved.projected else entity_pb2.PROJECTION_PENDING
+        ),
     )
     response.update_time.FromDatetime(saved.entity.update_time)
     return response
-
-
-def _projection(saved: Saved) -> entity_pb2.Projection.ValueType:
-    return entity_pb2.PROJECTION_DONE if saved.projected else entity_pb2.PROJECTION_PENDING
 
 
 def _receipt(readings: Sequence[Reading]) -> entity_pb2.Receipt:

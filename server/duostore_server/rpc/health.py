@@ -11,9 +11,10 @@ from grpc_health.v1 import health_pb2
 
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.errors import DeadlineExceededError, Store, StoreError
+from duostore_server.telemetry.causes import cause_of, chain_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection
 
     from grpc_health.v1.health import HealthServicer
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 _PROBE_SECONDS: Final = 0.5
 _REPEAT_SECONDS: Final = 60.0
-_MAX_CAUSE: Final = 500
 
 _log = structlog.get_logger(__name__)
 
@@ -77,7 +77,7 @@ class HealthMonitor:
                 _log.info("store is reachable", store=store.value)
             return
         now = self._clock()
-        kind = (store, " ".join(type(error).__name__ for error in _chain(failure)))
+        kind = (store, " ".join(type(error).__name__ for error in chain_of(failure)))
         if changed or now >= self._told.get(kind, -inf) + _REPEAT_SECONDS:
             self._told[kind] = now
             expected = isinstance(failure, (StoreError, DeadlineExceededError))
@@ -87,24 +87,6 @@ class HealthMonitor:
                 cause=cause_of(failure),
                 exc_info=None if expected else failure,
             )
-
-
-def cause_of(error: BaseException) -> str:
-    """Return why, in the words of the driver: for the log, never for a caller."""
-    notes: list[str] = []
-    told: list[str] = []
-    for found in _chain(error):
-        notes += getattr(found, "__notes__", ())
-        # What we say of a store ourselves is the same whatever the cause.
-        if found is not error or error.__cause__ is None:
-            told.append(f"{type(found).__name__}: {' '.join(str(found).split())}")
-    return "; ".join([*notes, *told])[:_MAX_CAUSE]
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def _failure(probe: Probe) -> Exception | None:

@@ -70,21 +70,29 @@ def status_of(error: Exception, request_id: str) -> tuple[grpc.StatusCode, grpc.
         reason = Reason.INTERNAL
         message = f"a fault of the server; its log holds the detail under {request_id}"
         metadata = {"request_id": request_id}
-    code = CODES[reason]
-    status = status_pb2.Status(code=code.value[0], message=message)
-    status.details.append(
-        _packed(error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN, metadata=metadata))
-    )
-    status.details.extend(_packed(detail) for detail in _details(error))
-    status.details.append(_packed(error_details_pb2.RequestInfo(request_id=request_id)))
-    return code, rpc_status.to_status(status)
+    request = error_details_pb2.RequestInfo(request_id=request_id)
+    return CODES[reason], _status(reason, message, metadata, *_details(error), request)
+
+
+def overloaded(message: str) -> grpc.Status:
+    """Return what the caller is told of a call that was not let in: it may come again."""
+    return _status(Reason.OVERLOADED, message, {}, _retry())
+
+
+def _status(
+    reason: Reason, message: str, metadata: Mapping[str, str], *details: Message
+) -> grpc.Status:
+    info = error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN, metadata=metadata)
+    status = status_pb2.Status(code=CODES[reason].value[0], message=message)
+    status.details.extend(_packed(detail) for detail in (info, *details))
+    return rpc_status.to_status(status)
 
 
 def _details(error: Exception) -> Iterator[Message]:
     if isinstance(error, InvalidRequestError):
         yield _bad_request(error)
     elif isinstance(error, StoreUnavailableError | StoreOverloadedError):
-        yield error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=_RETRY_SECONDS))
+        yield _retry()
     elif isinstance(error, VersionMismatchError | MinVersionNotReachedError):
         yield error_details_pb2.PreconditionFailure(
             violations=[
@@ -95,6 +103,10 @@ def _details(error: Exception) -> Iterator[Message]:
                 )
             ]
         )
+
+
+def _retry() -> error_details_pb2.RetryInfo:
+    return error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=_RETRY_SECONDS))
 
 
 def _bad_request(error: InvalidRequestError) -> error_details_pb2.BadRequest:

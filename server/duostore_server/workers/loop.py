@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 import structlog
 
 from duostore_server.domain.errors import DuostoreError
+from duostore_server.telemetry.causes import cause_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +93,7 @@ class Loop:
                     "background work failed",
                     work=self._name,
                     error=str(error) if expected else repr(error),
-                    cause=str(error.__cause__) if error.__cause__ else None,
+                    cause=cause_of(error) if error.__cause__ else None,
                     exc_info=not expected,
                     seconds=round(time.monotonic() - began, 3),
                 )

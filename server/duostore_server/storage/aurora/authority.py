@@ -45,7 +45,22 @@ _ATTEMPTS: Final = 3
 # takes nothing away, and keeps its earlier due_time: with the later one, a key that is
 # saved again and again would never fall due, however long its projections fail.
 
-_UPSERT: Final = """
+# Ends both statements, whose first part is named `written`.
+_QUEUED: Final = """
+), queued AS (
+    INSERT INTO duostore.outbox AS o (tenant, kind, entity_id, due_time, create_time)
+    SELECT %(tenant)s, %(kind)s, %(id)s, t + %(due_after)s, t
+    FROM written, clock_timestamp() AS t
+    ON CONFLICT (tenant, kind, entity_id) DO UPDATE SET
+        id = DEFAULT,
+        due_time = least(o.due_time, excluded.due_time)
+    RETURNING id
+)
+SELECT version, create_time, update_time, id FROM written, queued
+"""
+
+_UPSERT: Final = (
+    """
 WITH written AS (
     INSERT INTO duostore.entity AS e
         (tenant, kind, id, version, data, deleted, create_time, update_time)
@@ -61,19 +76,12 @@ WITH written AS (
         )
     WHERE e.deleted OR NOT %(if_absent)s
     RETURNING version, create_time, update_time
-), queued AS (
-    INSERT INTO duostore.outbox AS o (tenant, kind, entity_id, due_time, create_time)
-    SELECT %(tenant)s, %(kind)s, %(id)s, t + %(due_after)s, t
-    FROM written, clock_timestamp() AS t
-    ON CONFLICT (tenant, kind, entity_id) DO UPDATE SET
-        id = DEFAULT,
-        due_time = least(o.due_time, excluded.due_time)
-    RETURNING id
+"""  # noqa: S608 - both parts are ours
+    + _QUEUED
 )
-SELECT version, create_time, update_time, id FROM written, queued
-"""
 
-_UPDATE: Final = """
+_UPDATE: Final = (
+    """
 WITH written AS (
     UPDATE duostore.entity AS e SET
         version = e.version + 1,
@@ -85,17 +93,9 @@ WITH written AS (
         AND NOT e.deleted
         AND (%(if_version)s::bigint IS NULL OR e.version = %(if_version)s)
     RETURNING e.version, e.create_time, e.update_time
-), queued AS (
-    INSERT INTO duostore.outbox AS o (tenant, kind, entity_id, due_time, create_time)
-    SELECT %(tenant)s, %(kind)s, %(id)s, t + %(due_after)s, t
-    FROM written, clock_timestamp() AS t
-    ON CONFLICT (tenant, kind, entity_id) DO UPDATE SET
-        id = DEFAULT,
-        due_time = least(o.due_time, excluded.due_time)
-    RETURNING id
-)
-SELECT version, create_time, update_time, id FROM written, queued
 """
+    + _QUEUED
+)
 
 # Both readings answer a row for each key, so that they can tell with it whether the server
 # is a writer: a connection to one that was demoted goes on answering, from the past.

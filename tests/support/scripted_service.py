@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
-import pytest
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
@@ -125,13 +124,3 @@ def client_of(service: ScriptedService, **arguments: Any) -> Iterator[Client]:
     options = [DIRECT, *arguments.pop("options", ())]
     with serving(service) as (_, target), Client(target, options=options, **arguments) as client:
         yield client
-
-
-def test_a_call_that_is_not_scripted_fails_and_is_remembered() -> None:
-    service = ScriptedService()
-    with (
-        client_of(service) as client,
-        pytest.raises(Exception, match="no reply to Get is scripted"),
-    ):
-        client.get("proposal", "p1")
-    assert [asked.method for asked in service.asked] == ["Get"]
