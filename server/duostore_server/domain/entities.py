@@ -1,4 +1,4 @@
-"""Entities as the stores hold them, and changes to them."""
+"""Entities as the stores hold them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from duostore_server.domain.documents import JsonObject
     from duostore_server.domain.errors import Store
@@ -57,12 +57,14 @@ class Cached:
 
     ``payload`` is the serialized ``duostore.v1.Entity``, or None: the entity is
     known to be absent, with ``version`` that of its tombstone, or 0 if it never
-    existed. ``cached_time`` is when it was filled, aware and in UTC.
+    existed. ``cached_time`` is when it was filled, aware and in UTC. From
+    ``expire_time`` on, if set, the entity is absent.
     """
 
     version: int
     payload: bytes | None
     cached_time: datetime
+    expire_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,41 +72,6 @@ class Lease:
     """The right to fill a vacant cache entry. ``nonce`` is 16 random bytes, never reused."""
 
     nonce: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class IfVersion:
-    """Precondition: the entity exists with this version."""
-
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class IfAbsent:
-    """Precondition: the entity does not exist or is deleted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A Save (``data`` set) or a Delete (``data`` None) of one entity.
-
-    A Delete without precondition still requires that the entity exists.
-    ``due_after`` is how long the in-line projection has before the projector
-    takes the change up.
-    """
-
-    key: EntityKey
-    data: JsonObject | None
-    precondition: IfVersion | IfAbsent | None
-    due_after: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A committed change. ``outbox_id`` names the outbox row that it left."""
-
-    entity: Entity
-    outbox_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,18 +100,12 @@ class Reading:
 
     ``payload`` is the serialized ``duostore.v1.Entity``, or None if the entity
     does not exist (version 0) or is deleted (its tombstone's version).
-    ``cached_time`` is set if ``served_from`` is the cache.
+    ``cached_time`` is set if ``served_from`` is the cache. From ``expire_time`` on, if
+    set, the entity is absent.
     """
 
     version: int
     payload: bytes | None
     served_from: Store
     cached_time: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """The answer to a write. ``projected``: every read that starts from now on sees it."""
-
-    entity: Entity
-    projected: bool
+    expire_time: datetime | None = None

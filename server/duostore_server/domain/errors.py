@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,6 +32,9 @@ class Reason(Enum):
     OVERLOADED = "OVERLOADED"
     INTERNAL = "INTERNAL"
     ANSWER_TOO_LARGE = "ANSWER_TOO_LARGE"
+    SNAPSHOT_NOT_FOUND = "SNAPSHOT_NOT_FOUND"
+    IDEMPOTENCY_KEY_REUSED = "IDEMPOTENCY_KEY_REUSED"
+    DUPLICATE_IN_PROGRESS = "DUPLICATE_IN_PROGRESS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,26 @@ class InvalidRequestError(DuostoreError):
         super().__init__("; ".join(f"{v.field}: {v.description}" for v in self.violations))
 
 
-class EntityNotFoundError(DuostoreError):
+class RefusalError(DuostoreError):
+    """What a write requires does not hold. ``mutation`` is its place in a transaction."""
+
+    mutation: int | None = None
+
+    def at(self, mutation: int) -> Self:
+        """Return this refusal, naming the mutation of a transaction that it is of."""
+        if self.mutation is None:
+            self.mutation = mutation
+            self.args = (f"mutations[{mutation}]: {self}",)
+        return self
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Return the details, with the index of the mutation if it is one of several."""
+        place = {} if self.mutation is None else {"mutation": str(self.mutation)}
+        return {**super().metadata, **place}
+
+
+class EntityNotFoundError(RefusalError):
     """The entity does not exist (``version`` 0) or is deleted (its tombstone's version)."""
 
     reason = Reason.ENTITY_NOT_FOUND
@@ -76,7 +98,7 @@ class EntityNotFoundError(DuostoreError):
         super().__init__("the entity is deleted" if version else "the entity does not exist")
 
 
-class EntityExistsError(DuostoreError):
+class EntityExistsError(RefusalError):
     """``if_absent`` does not hold: the entity exists with ``version``."""
 
     reason = Reason.ENTITY_EXISTS
@@ -87,7 +109,7 @@ class EntityExistsError(DuostoreError):
         super().__init__(f"the entity exists, with version {version}")
 
 
-class VersionMismatchError(DuostoreError):
+class VersionMismatchError(RefusalError):
     """``if_version`` does not hold. ``version`` is 0 if the entity does not exist."""
 
     reason = Reason.VERSION_MISMATCH
@@ -112,6 +134,44 @@ class MinVersionNotReachedError(DuostoreError):
         super().__init__(
             f"min_version is {min_version}, but the newest version of the entity is {version}; "
             "was the token taken from another entity or deployment?"
+        )
+
+
+class SnapshotNotFoundError(DuostoreError):
+    """There is no such snapshot. ``sequence`` is 0 if the newest was asked for."""
+
+    reason = Reason.SNAPSHOT_NOT_FOUND
+    details = ("sequence",)
+
+    def __init__(self, sequence: int) -> None:
+        self.sequence = sequence
+        which = f"snapshot {sequence}" if sequence else "snapshot"
+        super().__init__(f"the entity has no {which}, or it has expired")
+
+
+class IdempotencyKeyReusedError(DuostoreError):
+    """The idempotency key is that of another request."""
+
+    reason = Reason.IDEMPOTENCY_KEY_REUSED
+
+    def __init__(self) -> None:
+        super().__init__(
+            "idempotency_key: was used for another request; use a new one for each intention"
+        )
+
+
+class DuplicateInProgressError(DuostoreError):
+    """A write could not be applied, for the same or another one of its entity is under way.
+
+    Nothing was written; it is safe to repeat.
+    """
+
+    reason = Reason.DUPLICATE_IN_PROGRESS
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a call with the same idempotency key, or another write of the same entity, is under"
+            " way; repeat the call with the same key"
         )
 
 
@@ -176,7 +236,7 @@ class WriteOutcomeUnknownError(StoreError):
         super().__init__(
             store,
             f"the answer of {store.value} was lost: the write may or may not have been applied; "
-            "read the entity before you repeat it",
+            "repeat it with the same idempotency key, or read the entity first",
         )
 
 

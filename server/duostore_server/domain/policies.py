@@ -24,6 +24,13 @@ INLINE_DUE_AFTER: Final = timedelta(seconds=1)
 _MAX_KINDS_TOLD: Final = 10
 
 
+class Home(Enum):
+    """The store that is right about a kind."""
+
+    AURORA = "aurora"
+    DYNAMODB = "dynamodb"
+
+
 class ProjectionMode(Enum):
     """Who projects a change: the request that made it, or the projector alone."""
 
@@ -36,10 +43,25 @@ def _accept_all(_: JsonObject) -> Iterator[FieldViolation]:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotPolicy:
+    """How snapshots of a kind are kept.
+
+    They are brought to Aurora every ``consolidate_every`` at the latest; after that the
+    history keeps each for ``keep``, or has none if that is zero.
+    """
+
+    consolidate_every: timedelta
+    keep: timedelta
+
+
+@dataclass(frozen=True, slots=True)
 class KindPolicy:
     """How entities of one kind are kept.
 
-    Times are seconds. ``max_bytes`` bounds the document as compact JSON in UTF-8.
+    Times are seconds, or timedeltas. ``max_bytes`` bounds the document as compact JSON
+    in UTF-8. ``ttl`` and ``consolidate_every`` are of kinds at home in DynamoDB: after
+    ``ttl`` an entity is absent; ``consolidate_every`` so often it is brought to Aurora.
+    ``snapshots`` are kept for kinds at home in Aurora alone, if set.
     ``schema_violations`` yields all that a document breaks of the kind's JSON
     Schema, with fields below ``data``.
     """
@@ -49,6 +71,10 @@ class KindPolicy:
     projection: ProjectionMode
     max_bytes: int
     schema_violations: Callable[[JsonObject], Iterable[FieldViolation]] = _accept_all
+    home: Home = Home.AURORA
+    ttl: timedelta | None = None
+    consolidate_every: timedelta | None = None
+    snapshots: SnapshotPolicy | None = None
 
     @property
     def due_after(self) -> timedelta:

@@ -9,24 +9,43 @@ Implementations are safe to call from many threads.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
+    from datetime import datetime, timedelta
 
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.entities import (
         Backlog,
         Cached,
-        Change,
         Entity,
         Lease,
         OutboxRow,
         Projection,
-        Written,
     )
     from duostore_server.domain.errors import Store
     from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.snapshots import (
+        Appended,
+        DirtyHead,
+        Draft,
+        Head,
+        HeadChange,
+        HeadWritten,
+        NewSnapshot,
+        SnapshotPage,
+        StoredSnapshot,
+    )
+    from duostore_server.domain.transactions import (
+        Committed,
+        Idempotency,
+        IdempotencyKey,
+        Recorded,
+        Transaction,
+    )
+
+T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class Authority(Protocol):
@@ -40,15 +59,23 @@ class Authority(Protocol):
         """
         ...
 
-    def write(self, change: Change, deadline: Deadline) -> Written:
-        """Apply a change in one transaction and leave an outbox row for its key.
+    def write(self, transaction: Transaction, deadline: Deadline) -> Committed:
+        """Apply all mutations in one transaction, or none.
 
-        The version is the previous one + 1, or 1; ``update_time`` never decreases
-        from one version to the next; ``create_time`` is kept, and set anew after a
-        tombstone. Raises ``VersionMismatchError`` or ``EntityExistsError`` if the
-        precondition does not hold, ``EntityNotFoundError`` for a Delete of an absent
-        entity, ``WriteOutcomeUnknownError`` if the answer was lost. Not safe to
-        repeat blindly: each success is one more version.
+        Each change leaves an outbox row for its key and an audit row. The version is the
+        previous one + 1, or 1; ``update_time`` never decreases from one version to the
+        next; ``create_time`` is kept, and set anew after a tombstone. Preconditions and
+        checks hold at the commit.
+
+        With ``idempotency``, its key is taken in the same transaction: it is applied
+        once, however often and from however many callers it comes, and each repetition
+        is answered with ``replayed``. Refused requests are not remembered.
+
+        Raises ``VersionMismatchError``, ``EntityExistsError`` or ``EntityNotFoundError``
+        for the first mutation that is refused, which they name if there are several;
+        ``IdempotencyKeyReusedError``; ``DuplicateInProgressError``, only with
+        ``idempotency``, if it waited in vain; ``WriteOutcomeUnknownError`` if the answer
+        was lost. Safe to repeat with ``idempotency`` alone.
         """
         ...
 
@@ -94,6 +121,133 @@ class Projections(Protocol):
         size made of it), or the newer one that stood in its way. Never goes back in
         version. Safe to repeat and to reorder.
         """
+        ...
+
+    def put_all(
+        self, projections: Mapping[EntityKey, Projection], deadline: Deadline
+    ) -> Mapping[EntityKey, Projection]:
+        """Do ``put`` for each key, in as few calls as may be; some may be done if it raises."""
+        ...
+
+
+class Heads(Protocol):
+    """The entities of kinds at home in DynamoDB, which is right about them."""
+
+    def read(self, keys: Collection[EntityKey], deadline: Deadline) -> Mapping[EntityKey, Head]:
+        """Return the newest version of each key, deleted and expired ones included.
+
+        Strongly consistent. A key that was never written, or whose remains were swept
+        long after its expiry, is missing. Safe to repeat.
+        """
+        ...
+
+    def write(self, change: HeadChange, deadline: Deadline) -> HeadWritten:
+        """Apply a change by one conditional write, which raises the version by one.
+
+        ``update_time`` never decreases; ``create_time`` is kept, and set anew after a
+        deletion or an expiry. Raises ``VersionMismatchError``, ``EntityExistsError`` or
+        ``EntityNotFoundError`` as ``Authority.write`` does, and with ``idempotency`` applies
+        the change once as that does, raising ``IdempotencyKeyReusedError`` or
+        ``DuplicateInProgressError``. ``InvalidRequestError`` if the document is too large
+        for an item; ``WriteOutcomeUnknownError`` if the answer was lost.
+        """
+        ...
+
+
+class Snapshots(Protocol):
+    """What was written of entities on the way to their next version: DynamoDB."""
+
+    def append(self, snapshot: NewSnapshot, deadline: Deadline) -> Appended:
+        """Make this the newest snapshot of its key, with a sequence larger than all before.
+
+        Marks the key to be consolidated. Once it returns, the snapshot is the head until
+        the next one, and in the history if ``in_history``. With ``idempotency`` it is
+        appended once, and a repetition answered with ``replayed``; raises
+        ``IdempotencyKeyReusedError`` and ``DuplicateInProgressError`` as ``Heads.write``.
+        ``InvalidRequestError`` if it is too large for an item;
+        ``WriteOutcomeUnknownError`` if it may have been appended.
+        """
+        ...
+
+    def read(self, key: EntityKey, sequence: int, deadline: Deadline) -> StoredSnapshot | None:
+        """Return a snapshot, or the newest if ``sequence`` is 0; strongly consistent.
+
+        None if there is none, or if it has expired.
+        """
+        ...
+
+    def page(
+        self, key: EntityKey, before: int | None, limit: int, deadline: Deadline
+    ) -> SnapshotPage:
+        """Return up to ``limit`` snapshots, newest first, whose sequence is below ``before``.
+
+        From the newest if ``before`` is None. Strongly consistent; expired ones are left
+        out. May return fewer, or none, though there are more.
+        """
+        ...
+
+
+class DirtyHeads(Protocol):
+    """The heads in DynamoDB that Aurora has not been brought yet: a work set."""
+
+    def due(self, limit: int, deadline: Deadline) -> Sequence[DirtyHead]:
+        """Return up to ``limit`` heads that are due, as they are now.
+
+        They stay due until they are settled; others may get the same ones, to no harm.
+        A head that has just become due may be found a moment late.
+        """
+        ...
+
+    def settle(
+        self,
+        head: DirtyHead,
+        *,
+        expire: int,
+        keep: timedelta,
+        next_due: datetime | None,
+        deadline: Deadline,
+    ) -> None:
+        """Note that a head was consolidated, after Aurora has committed it.
+
+        History up to sequence ``expire`` that has no expiry yet expires ``keep`` from now.
+        The head is clean if ``next_due`` is None and it has not moved since; otherwise it
+        is due again, at ``next_due`` or soon. Safe to repeat.
+        """
+        ...
+
+
+class Drafts(Protocol):
+    """What was consolidated of the heads: a table of Aurora."""
+
+    def fold(self, drafts: Sequence[Draft], deadline: Deadline) -> Mapping[EntityKey, int]:
+        """Store each draft unless the one held has the same or a newer sequence.
+
+        One row for each key, all in one transaction; keys differ. Returns the sequence
+        that each key had before, 0 if none. Safe to repeat and to reorder.
+        """
+        ...
+
+
+class IdempotencyRecords(Protocol):
+    """What was applied under which idempotency key, near at hand: DynamoDB.
+
+    Of writes to the authority they spare the way there; the authority decides.
+    """
+
+    def read(self, key: IdempotencyKey, deadline: Deadline) -> Recorded | None:
+        """Return what is recorded and has not expired; strongly consistent."""
+        ...
+
+    def put(self, records: Sequence[tuple[Idempotency, Recorded]], deadline: Deadline) -> None:
+        """Record answers, each to be kept for its ``keep`` from now. Safe to repeat."""
+        ...
+
+
+class IdempotencyRows(Protocol):
+    """What the authority remembers of idempotent writes: a table of Aurora."""
+
+    def purge(self, limit: int, deadline: Deadline) -> int:
+        """Remove up to ``limit`` rows that were kept for long enough; return how many."""
         ...
 
 
@@ -148,9 +302,13 @@ class Probe(Protocol):
         ...
 
 
-class Completions(Protocol):
-    """Takes note of outbox rows whose work is done, to be removed off the request path."""
+class Notes(Protocol[T_contra]):
+    """Takes note of what is to be done off the request path.
 
-    def add(self, outbox_ids: Iterable[int]) -> None:
-        """Note the rows. Never blocks and never fails; a note may be lost, which is safe."""
+    Of outbox rows whose work is done, that they can go; of idempotent writes, what they
+    were answered.
+    """
+
+    def add(self, notes: Iterable[T_contra]) -> None:
+        """Note it. Never blocks and never fails; a note may be lost, which is safe."""
         ...

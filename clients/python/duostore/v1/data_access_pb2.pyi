@@ -159,12 +159,26 @@ class SaveRequest(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    FROM_SNAPSHOT_FIELD_NUMBER: _builtins.int
     IF_VERSION_FIELD_NUMBER: _builtins.int
     IF_ABSENT_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    from_snapshot: _builtins.int
+    """The snapshot with this sequence, or the newest if it is 0: publishes it."""
     if_version: _builtins.int
     """The entity exists with this version. At least 1."""
     if_absent: _builtins.bool
     """The entity does not exist, or is deleted. Must be true if set."""
+    idempotency_key: _builtins.str
+    """Makes the call safe to repeat: a repetition with the same key and the same
+    request is answered as the first was and changes nothing, for 24 hours by
+    default. At most 128 bytes of UTF-8, no control characters; unique within the
+    tenant. If empty: each repetition is a call of its own.
+
+    INVALID_ARGUMENT with reason IDEMPOTENCY_KEY_REUSED if the key came with
+    another request before; ABORTED with reason DUPLICATE_IN_PROGRESS and RetryInfo
+    if the first call is not finished yet.
+    """
     @_builtins.property
     def key(self) -> _entity_pb2.EntityKey:
         """Names the entity. Required."""
@@ -181,14 +195,16 @@ class SaveRequest(_message.Message):
         *,
         key: _entity_pb2.EntityKey | None = ...,
         data: _struct_pb2.Struct | None = ...,
+        from_snapshot: _builtins.int = ...,
         if_version: _builtins.int = ...,
         if_absent: _builtins.bool = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "if_absent", b"if_absent", "if_version", b"if_version", "key", b"key", "precondition", b"precondition"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "from_snapshot", b"from_snapshot", "if_absent", b"if_absent", "if_version", b"if_version", "key", b"key", "precondition", b"precondition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "if_absent", b"if_absent", "if_version", b"if_version", "key", b"key", "precondition", b"precondition"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "from_snapshot", b"from_snapshot", "idempotency_key", b"idempotency_key", "if_absent", b"if_absent", "if_version", b"if_version", "key", b"key", "precondition", b"precondition"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["data"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["data", "from_snapshot"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     _WhichOneofReturnType_precondition: _TypeAlias = _typing.Literal["if_version", "if_absent"]  # noqa: Y015
     _WhichOneofArgType_precondition: _TypeAlias = _typing.Literal["precondition", b"precondition"]  # noqa: Y015
@@ -209,10 +225,15 @@ class SaveResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     PROJECTION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version that this Save created."""
     projection: _entity_pb2.Projection.ValueType
     """Whether every reader sees it from now on."""
+    replayed: _builtins.bool
+    """Whether this answers a repetition, by idempotency_key, of a call that was
+    applied earlier.
+    """
     @_builtins.property
     def key(self) -> _entity_pb2.EntityKey:
         """Names the entity."""
@@ -228,10 +249,11 @@ class SaveResponse(_message.Message):
         version: _builtins.int = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         projection: _entity_pb2.Projection.ValueType = ...,
+        replayed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "projection", b"projection", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "projection", b"projection", "replayed", b"replayed", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -240,6 +262,201 @@ Global___SaveResponse: _TypeAlias = SaveResponse  # noqa: Y015
 @_typing.final
 class DeleteRequest(_message.Message):
     """Asks to delete one entity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    IF_VERSION_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    if_version: _builtins.int
+    """The entity exists with this version. At least 1."""
+    idempotency_key: _builtins.str
+    """Makes the call safe to repeat: see SaveRequest.idempotency_key."""
+    @_builtins.property
+    def key(self) -> _entity_pb2.EntityKey:
+        """Names the entity. Required."""
+
+    def __init__(
+        self,
+        *,
+        key: _entity_pb2.EntityKey | None = ...,
+        if_version: _builtins.int = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["if_version", b"if_version", "key", b"key", "precondition", b"precondition"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "if_version", b"if_version", "key", b"key", "precondition", b"precondition"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_precondition: _TypeAlias = _typing.Literal["if_version"]  # noqa: Y015
+    _WhichOneofArgType_precondition: _TypeAlias = _typing.Literal["precondition", b"precondition"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_precondition) -> _WhichOneofReturnType_precondition | None: ...
+
+Global___DeleteRequest: _TypeAlias = DeleteRequest  # noqa: Y015
+
+@_typing.final
+class DeleteResponse(_message.Message):
+    """Answers Delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    PROJECTION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version that the deletion is."""
+    projection: _entity_pb2.Projection.ValueType
+    """Whether every reader sees it from now on."""
+    replayed: _builtins.bool
+    """Whether this answers a repetition, by idempotency_key, of a call that was
+    applied earlier.
+    """
+    @_builtins.property
+    def key(self) -> _entity_pb2.EntityKey:
+        """Names the entity."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was committed."""
+
+    def __init__(
+        self,
+        *,
+        key: _entity_pb2.EntityKey | None = ...,
+        version: _builtins.int = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+        projection: _entity_pb2.Projection.ValueType = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "projection", b"projection", "replayed", b"replayed", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteResponse: _TypeAlias = DeleteResponse  # noqa: Y015
+
+@_typing.final
+class TransactRequest(_message.Message):
+    """Asks to apply several mutations in one transaction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MUTATIONS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Makes the call safe to repeat: see SaveRequest.idempotency_key."""
+    @_builtins.property
+    def mutations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mutation]:
+        """What is to be done. 1 to 100 mutations of entities of one tenant, none of
+        them twice. All see the entities as they were before.
+        """
+
+    def __init__(
+        self,
+        *,
+        mutations: _abc.Iterable[Global___Mutation] | None = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "mutations", b"mutations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransactRequest: _TypeAlias = TransactRequest  # noqa: Y015
+
+@_typing.final
+class Mutation(_message.Message):
+    """One part of a transaction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAVE_FIELD_NUMBER: _builtins.int
+    DELETE_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def save(self) -> Global___SaveMutation:
+        """Creates an entity or replaces its data."""
+
+    @_builtins.property
+    def delete(self) -> Global___DeleteMutation:
+        """Deletes an entity."""
+
+    @_builtins.property
+    def check(self) -> Global___VersionCheck:
+        """Requires a version, and changes nothing."""
+
+    def __init__(
+        self,
+        *,
+        save: Global___SaveMutation | None = ...,
+        delete: Global___DeleteMutation | None = ...,
+        check: Global___VersionCheck | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "delete", b"delete", "mutation", b"mutation", "save", b"save"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "delete", b"delete", "mutation", b"mutation", "save", b"save"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_mutation: _TypeAlias = _typing.Literal["save", "delete", "check"]  # noqa: Y015
+    _WhichOneofArgType_mutation: _TypeAlias = _typing.Literal["mutation", b"mutation"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_mutation) -> _WhichOneofReturnType_mutation | None: ...
+
+Global___Mutation: _TypeAlias = Mutation  # noqa: Y015
+
+@_typing.final
+class SaveMutation(_message.Message):
+    """A Save within a transaction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    FROM_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    IF_VERSION_FIELD_NUMBER: _builtins.int
+    IF_ABSENT_FIELD_NUMBER: _builtins.int
+    from_snapshot: _builtins.int
+    """The snapshot with this sequence, or the newest if it is 0."""
+    if_version: _builtins.int
+    """The entity exists with this version. At least 1."""
+    if_absent: _builtins.bool
+    """The entity does not exist, or is deleted. Must be true if set."""
+    @_builtins.property
+    def key(self) -> _entity_pb2.EntityKey:
+        """Names the entity. Required."""
+
+    @_builtins.property
+    def data(self) -> _struct_pb2.Struct:
+        """The whole document; it replaces the previous one."""
+
+    def __init__(
+        self,
+        *,
+        key: _entity_pb2.EntityKey | None = ...,
+        data: _struct_pb2.Struct | None = ...,
+        from_snapshot: _builtins.int = ...,
+        if_version: _builtins.int = ...,
+        if_absent: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "from_snapshot", b"from_snapshot", "if_absent", b"if_absent", "if_version", b"if_version", "key", b"key", "precondition", b"precondition"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "from_snapshot", b"from_snapshot", "if_absent", b"if_absent", "if_version", b"if_version", "key", b"key", "precondition", b"precondition"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["data", "from_snapshot"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    _WhichOneofReturnType_precondition: _TypeAlias = _typing.Literal["if_version", "if_absent"]  # noqa: Y015
+    _WhichOneofArgType_precondition: _TypeAlias = _typing.Literal["precondition", b"precondition"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_precondition) -> _WhichOneofReturnType_precondition | None: ...
+
+Global___SaveMutation: _TypeAlias = SaveMutation  # noqa: Y015
+
+@_typing.final
+class DeleteMutation(_message.Message):
+    """A Delete within a transaction."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -265,29 +482,88 @@ class DeleteRequest(_message.Message):
     _WhichOneofArgType_precondition: _TypeAlias = _typing.Literal["precondition", b"precondition"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_precondition) -> _WhichOneofReturnType_precondition | None: ...
 
-Global___DeleteRequest: _TypeAlias = DeleteRequest  # noqa: Y015
+Global___DeleteMutation: _TypeAlias = DeleteMutation  # noqa: Y015
 
 @_typing.final
-class DeleteResponse(_message.Message):
-    """Answers Delete."""
+class VersionCheck(_message.Message):
+    """Requires that an entity has a version, until the transaction is committed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    IF_VERSION_FIELD_NUMBER: _builtins.int
+    if_version: _builtins.int
+    """The entity exists with this version. At least 1."""
+    @_builtins.property
+    def key(self) -> _entity_pb2.EntityKey:
+        """Names the entity. Required."""
+
+    def __init__(
+        self,
+        *,
+        key: _entity_pb2.EntityKey | None = ...,
+        if_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["if_version", b"if_version", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionCheck: _TypeAlias = VersionCheck  # noqa: Y015
+
+@_typing.final
+class TransactResponse(_message.Message):
+    """Answers Transact."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    PROJECTION_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    projection: _entity_pb2.Projection.ValueType
+    """Whether every reader sees all of it from now on."""
+    replayed: _builtins.bool
+    """Whether this answers a repetition, by idempotency_key, of a call that was
+    applied earlier.
+    """
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___MutationResult]:
+        """What came of each mutation, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___MutationResult] | None = ...,
+        projection: _entity_pb2.Projection.ValueType = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["projection", b"projection", "replayed", b"replayed", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransactResponse: _TypeAlias = TransactResponse  # noqa: Y015
+
+@_typing.final
+class MutationResult(_message.Message):
+    """What came of one mutation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
-    PROJECTION_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """The version that the deletion is."""
-    projection: _entity_pb2.Projection.ValueType
-    """Whether every reader sees it from now on."""
+    """The version that the mutation created, or that was checked."""
     @_builtins.property
     def key(self) -> _entity_pb2.EntityKey:
         """Names the entity."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was committed."""
+        """When that version was committed."""
 
     def __init__(
         self,
@@ -295,12 +571,202 @@ class DeleteResponse(_message.Message):
         key: _entity_pb2.EntityKey | None = ...,
         version: _builtins.int = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
-        projection: _entity_pb2.Projection.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "projection", b"projection", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DeleteResponse: _TypeAlias = DeleteResponse  # noqa: Y015
+Global___MutationResult: _TypeAlias = MutationResult  # noqa: Y015
+
+@_typing.final
+class SnapshotRequest(_message.Message):
+    """Asks to append a snapshot of an entity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Makes the call safe to repeat: see SaveRequest.idempotency_key. Without one a
+    repetition adds a snapshot of the same content, which does no harm; with one
+    DynamoDB charges about twice the write.
+    """
+    @_builtins.property
+    def key(self) -> _entity_pb2.EntityKey:
+        """Names the entity. Required. It need not exist. Its kind must keep snapshots."""
+
+    @_builtins.property
+    def data(self) -> _struct_pb2.Struct:
+        """The whole document, as for Save. As stored in DynamoDB, compressed, it may
+        not pass 400 KB.
+        """
+
+    def __init__(
+        self,
+        *,
+        key: _entity_pb2.EntityKey | None = ...,
+        data: _struct_pb2.Struct | None = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "idempotency_key", b"idempotency_key", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotRequest: _TypeAlias = SnapshotRequest  # noqa: Y015
+
+@_typing.final
+class SnapshotResponse(_message.Message):
+    """Answers Snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_TIME_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The snapshot's place among those of its entity: larger than that of every
+    snapshot before it, and used once. Numbers may be left out.
+    """
+    replayed: _builtins.bool
+    """Whether this answers a repetition, by idempotency_key, of a call that was
+    applied earlier.
+    """
+    @_builtins.property
+    def snapshot_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was taken, by the server's clock."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        snapshot_time: _timestamp_pb2.Timestamp | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot_time", b"snapshot_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed", b"replayed", "sequence", b"sequence", "snapshot_time", b"snapshot_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotResponse: _TypeAlias = SnapshotResponse  # noqa: Y015
+
+@_typing.final
+class GetSnapshotRequest(_message.Message):
+    """Asks for one snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The snapshot's sequence, or 0 for the newest."""
+    @_builtins.property
+    def key(self) -> _entity_pb2.EntityKey:
+        """Names the entity. Required."""
+
+    def __init__(
+        self,
+        *,
+        key: _entity_pb2.EntityKey | None = ...,
+        sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSnapshotRequest: _TypeAlias = GetSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class GetSnapshotResponse(_message.Message):
+    """Answers GetSnapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshot(self) -> _entity_pb2.EntitySnapshot:
+        """The snapshot."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: _entity_pb2.EntitySnapshot | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSnapshotResponse: _TypeAlias = GetSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class ListSnapshotsRequest(_message.Message):
+    """Asks for a page of an entity's snapshots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """The most snapshots to return: 1 to 100, 20 if it is 0. Fewer may be returned
+    though there are more: only an empty next_page_token says that there are none.
+    """
+    page_token: _builtins.str
+    """The next_page_token of the page before; empty for the first page. Belongs to
+    the key that it was given for.
+    """
+    @_builtins.property
+    def key(self) -> _entity_pb2.EntityKey:
+        """Names the entity. Required."""
+
+    def __init__(
+        self,
+        *,
+        key: _entity_pb2.EntityKey | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSnapshotsRequest: _TypeAlias = ListSnapshotsRequest  # noqa: Y015
+
+@_typing.final
+class ListSnapshotsResponse(_message.Message):
+    """Answers ListSnapshots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """What to ask for the next page with; empty if there is none."""
+    @_builtins.property
+    def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[_entity_pb2.EntitySnapshot]:
+        """The snapshots, newest first."""
+
+    def __init__(
+        self,
+        *,
+        snapshots: _abc.Iterable[_entity_pb2.EntitySnapshot] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "snapshots", b"snapshots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSnapshotsResponse: _TypeAlias = ListSnapshotsResponse  # noqa: Y015

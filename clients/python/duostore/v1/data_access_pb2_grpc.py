@@ -60,6 +60,26 @@ class DataAccessStub:
                 request_serializer=duostore_dot_v1_dot_data__access__pb2.DeleteRequest.SerializeToString,
                 response_deserializer=duostore_dot_v1_dot_data__access__pb2.DeleteResponse.FromString,
                 _registered_method=True)
+        self.Transact = channel.unary_unary(
+                '/duostore.v1.DataAccess/Transact',
+                request_serializer=duostore_dot_v1_dot_data__access__pb2.TransactRequest.SerializeToString,
+                response_deserializer=duostore_dot_v1_dot_data__access__pb2.TransactResponse.FromString,
+                _registered_method=True)
+        self.Snapshot = channel.unary_unary(
+                '/duostore.v1.DataAccess/Snapshot',
+                request_serializer=duostore_dot_v1_dot_data__access__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=duostore_dot_v1_dot_data__access__pb2.SnapshotResponse.FromString,
+                _registered_method=True)
+        self.GetSnapshot = channel.unary_unary(
+                '/duostore.v1.DataAccess/GetSnapshot',
+                request_serializer=duostore_dot_v1_dot_data__access__pb2.GetSnapshotRequest.SerializeToString,
+                response_deserializer=duostore_dot_v1_dot_data__access__pb2.GetSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/duostore.v1.DataAccess/ListSnapshots',
+                request_serializer=duostore_dot_v1_dot_data__access__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=duostore_dot_v1_dot_data__access__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
 
 
 class DataAccessServicer:
@@ -97,7 +117,7 @@ class DataAccessServicer:
 
     def Save(self, request, context):
         """Creates an entity or replaces its data, in one transaction. Once answered,
-        the write is durable in Aurora.
+        the write is durable.
 
         ABORTED if if_version does not match, ALREADY_EXISTS if if_absent does not
         hold. UNKNOWN with reason WRITE_OUTCOME_UNKNOWN says that the write may or may
@@ -113,6 +133,46 @@ class DataAccessServicer:
 
         NOT_FOUND if the entity does not exist, ABORTED if if_version does not
         match.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Transact(self, request, context):
+        """Applies up to 100 saves, deletes and version checks of one tenant in one
+        transaction: all of them or none. Kinds at home in DynamoDB take no part.
+
+        If a precondition or a check does not hold, the error is the one that Save or
+        Delete would give, and names the mutation: metadata "mutation", its index.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Snapshot(self, request, context):
+        """Appends a snapshot of an entity, for autosave: cheap, in DynamoDB alone. The
+        entity itself does not change, and need not exist. Save with from_snapshot
+        publishes a snapshot.
+
+        An acknowledged snapshot is the newest until the next one, and stays in the
+        history for as long as the kind's policy says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSnapshot(self, request, context):
+        """Returns one snapshot of an entity, or the newest.
+
+        NOT_FOUND with reason SNAPSHOT_NOT_FOUND if there is none, or it has expired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """Lists the snapshots of an entity, newest first, a page at a time. Snapshots
+        that are added meanwhile do not shift the pages to come.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,6 +200,26 @@ def add_DataAccessServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=duostore_dot_v1_dot_data__access__pb2.DeleteRequest.FromString,
                     response_serializer=duostore_dot_v1_dot_data__access__pb2.DeleteResponse.SerializeToString,
+            ),
+            'Transact': grpc.unary_unary_rpc_method_handler(
+                    servicer.Transact,
+                    request_deserializer=duostore_dot_v1_dot_data__access__pb2.TransactRequest.FromString,
+                    response_serializer=duostore_dot_v1_dot_data__access__pb2.TransactResponse.SerializeToString,
+            ),
+            'Snapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=duostore_dot_v1_dot_data__access__pb2.SnapshotRequest.FromString,
+                    response_serializer=duostore_dot_v1_dot_data__access__pb2.SnapshotResponse.SerializeToString,
+            ),
+            'GetSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSnapshot,
+                    request_deserializer=duostore_dot_v1_dot_data__access__pb2.GetSnapshotRequest.FromString,
+                    response_serializer=duostore_dot_v1_dot_data__access__pb2.GetSnapshotResponse.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=duostore_dot_v1_dot_data__access__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=duostore_dot_v1_dot_data__access__pb2.ListSnapshotsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -256,6 +336,114 @@ class DataAccess:
             '/duostore.v1.DataAccess/Delete',
             duostore_dot_v1_dot_data__access__pb2.DeleteRequest.SerializeToString,
             duostore_dot_v1_dot_data__access__pb2.DeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Transact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/duostore.v1.DataAccess/Transact',
+            duostore_dot_v1_dot_data__access__pb2.TransactRequest.SerializeToString,
+            duostore_dot_v1_dot_data__access__pb2.TransactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/duostore.v1.DataAccess/Snapshot',
+            duostore_dot_v1_dot_data__access__pb2.SnapshotRequest.SerializeToString,
+            duostore_dot_v1_dot_data__access__pb2.SnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/duostore.v1.DataAccess/GetSnapshot',
+            duostore_dot_v1_dot_data__access__pb2.GetSnapshotRequest.SerializeToString,
+            duostore_dot_v1_dot_data__access__pb2.GetSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/duostore.v1.DataAccess/ListSnapshots',
+            duostore_dot_v1_dot_data__access__pb2.ListSnapshotsRequest.SerializeToString,
+            duostore_dot_v1_dot_data__access__pb2.ListSnapshotsResponse.FromString,
             options,
             channel_credentials,
             insecure,

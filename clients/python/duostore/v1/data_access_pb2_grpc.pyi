@@ -59,7 +59,7 @@ class DataAccessStub:
     """
     Save: _grpc.UnaryUnaryMultiCallable[_data_access_pb2.SaveRequest, _data_access_pb2.SaveResponse]
     """Creates an entity or replaces its data, in one transaction. Once answered,
-    the write is durable in Aurora.
+    the write is durable.
 
     ABORTED if if_version does not match, ALREADY_EXISTS if if_absent does not
     hold. UNKNOWN with reason WRITE_OUTCOME_UNKNOWN says that the write may or may
@@ -71,6 +71,30 @@ class DataAccessStub:
 
     NOT_FOUND if the entity does not exist, ABORTED if if_version does not
     match.
+    """
+    Transact: _grpc.UnaryUnaryMultiCallable[_data_access_pb2.TransactRequest, _data_access_pb2.TransactResponse]
+    """Applies up to 100 saves, deletes and version checks of one tenant in one
+    transaction: all of them or none. Kinds at home in DynamoDB take no part.
+
+    If a precondition or a check does not hold, the error is the one that Save or
+    Delete would give, and names the mutation: metadata "mutation", its index.
+    """
+    Snapshot: _grpc.UnaryUnaryMultiCallable[_data_access_pb2.SnapshotRequest, _data_access_pb2.SnapshotResponse]
+    """Appends a snapshot of an entity, for autosave: cheap, in DynamoDB alone. The
+    entity itself does not change, and need not exist. Save with from_snapshot
+    publishes a snapshot.
+
+    An acknowledged snapshot is the newest until the next one, and stays in the
+    history for as long as the kind's policy says.
+    """
+    GetSnapshot: _grpc.UnaryUnaryMultiCallable[_data_access_pb2.GetSnapshotRequest, _data_access_pb2.GetSnapshotResponse]
+    """Returns one snapshot of an entity, or the newest.
+
+    NOT_FOUND with reason SNAPSHOT_NOT_FOUND if there is none, or it has expired.
+    """
+    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_data_access_pb2.ListSnapshotsRequest, _data_access_pb2.ListSnapshotsResponse]
+    """Lists the snapshots of an entity, newest first, a page at a time. Snapshots
+    that are added meanwhile do not shift the pages to come.
     """
 
 @_typing.type_check_only
@@ -102,7 +126,7 @@ class DataAccessAsyncStub(DataAccessStub):
     """
     Save: _aio.UnaryUnaryMultiCallable[_data_access_pb2.SaveRequest, _data_access_pb2.SaveResponse]  # type: ignore[assignment]
     """Creates an entity or replaces its data, in one transaction. Once answered,
-    the write is durable in Aurora.
+    the write is durable.
 
     ABORTED if if_version does not match, ALREADY_EXISTS if if_absent does not
     hold. UNKNOWN with reason WRITE_OUTCOME_UNKNOWN says that the write may or may
@@ -114,6 +138,30 @@ class DataAccessAsyncStub(DataAccessStub):
 
     NOT_FOUND if the entity does not exist, ABORTED if if_version does not
     match.
+    """
+    Transact: _aio.UnaryUnaryMultiCallable[_data_access_pb2.TransactRequest, _data_access_pb2.TransactResponse]  # type: ignore[assignment]
+    """Applies up to 100 saves, deletes and version checks of one tenant in one
+    transaction: all of them or none. Kinds at home in DynamoDB take no part.
+
+    If a precondition or a check does not hold, the error is the one that Save or
+    Delete would give, and names the mutation: metadata "mutation", its index.
+    """
+    Snapshot: _aio.UnaryUnaryMultiCallable[_data_access_pb2.SnapshotRequest, _data_access_pb2.SnapshotResponse]  # type: ignore[assignment]
+    """Appends a snapshot of an entity, for autosave: cheap, in DynamoDB alone. The
+    entity itself does not change, and need not exist. Save with from_snapshot
+    publishes a snapshot.
+
+    An acknowledged snapshot is the newest until the next one, and stays in the
+    history for as long as the kind's policy says.
+    """
+    GetSnapshot: _aio.UnaryUnaryMultiCallable[_data_access_pb2.GetSnapshotRequest, _data_access_pb2.GetSnapshotResponse]  # type: ignore[assignment]
+    """Returns one snapshot of an entity, or the newest.
+
+    NOT_FOUND with reason SNAPSHOT_NOT_FOUND if there is none, or it has expired.
+    """
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_data_access_pb2.ListSnapshotsRequest, _data_access_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
+    """Lists the snapshots of an entity, newest first, a page at a time. Snapshots
+    that are added meanwhile do not shift the pages to come.
     """
 
 class DataAccessServicer(metaclass=_abc_1.ABCMeta):
@@ -160,7 +208,7 @@ class DataAccessServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_data_access_pb2.SaveResponse, _abc.Awaitable[_data_access_pb2.SaveResponse]]:
         """Creates an entity or replaces its data, in one transaction. Once answered,
-        the write is durable in Aurora.
+        the write is durable.
 
         ABORTED if if_version does not match, ALREADY_EXISTS if if_absent does not
         hold. UNKNOWN with reason WRITE_OUTCOME_UNKNOWN says that the write may or may
@@ -178,6 +226,54 @@ class DataAccessServicer(metaclass=_abc_1.ABCMeta):
 
         NOT_FOUND if the entity does not exist, ABORTED if if_version does not
         match.
+        """
+
+    @_abc_1.abstractmethod
+    def Transact(
+        self,
+        request: _data_access_pb2.TransactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_data_access_pb2.TransactResponse, _abc.Awaitable[_data_access_pb2.TransactResponse]]:
+        """Applies up to 100 saves, deletes and version checks of one tenant in one
+        transaction: all of them or none. Kinds at home in DynamoDB take no part.
+
+        If a precondition or a check does not hold, the error is the one that Save or
+        Delete would give, and names the mutation: metadata "mutation", its index.
+        """
+
+    @_abc_1.abstractmethod
+    def Snapshot(
+        self,
+        request: _data_access_pb2.SnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_data_access_pb2.SnapshotResponse, _abc.Awaitable[_data_access_pb2.SnapshotResponse]]:
+        """Appends a snapshot of an entity, for autosave: cheap, in DynamoDB alone. The
+        entity itself does not change, and need not exist. Save with from_snapshot
+        publishes a snapshot.
+
+        An acknowledged snapshot is the newest until the next one, and stays in the
+        history for as long as the kind's policy says.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSnapshot(
+        self,
+        request: _data_access_pb2.GetSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_data_access_pb2.GetSnapshotResponse, _abc.Awaitable[_data_access_pb2.GetSnapshotResponse]]:
+        """Returns one snapshot of an entity, or the newest.
+
+        NOT_FOUND with reason SNAPSHOT_NOT_FOUND if there is none, or it has expired.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSnapshots(
+        self,
+        request: _data_access_pb2.ListSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_data_access_pb2.ListSnapshotsResponse, _abc.Awaitable[_data_access_pb2.ListSnapshotsResponse]]:
+        """Lists the snapshots of an entity, newest first, a page at a time. Snapshots
+        that are added meanwhile do not shift the pages to come.
         """
 
 def add_DataAccessServicer_to_server(servicer: DataAccessServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

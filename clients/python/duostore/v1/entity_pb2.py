@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64uostore/v1/entity.proto\x12\x0b\x64uostore.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"G\n\tEntityKey\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n\x04kind\x18\x02 \x01(\tR\x04kind\x12\x0e\n\x02id\x18\x03 \x01(\tR\x02id\"\xf3\x01\n\x06\x45ntity\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12+\n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructR\x04\x64\x61ta\x12;\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\"{\n\x07Receipt\x12\x33\n\x0bserved_from\x18\x01 \x01(\x0e\x32\x12.duostore.v1.StoreR\nservedFrom\x12;\n\x0b\x63\x61\x63hed_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncachedTime*U\n\x05Store\x12\x15\n\x11STORE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTORE_CACHE\x10\x01\x12\x12\n\x0eSTORE_DYNAMODB\x10\x02\x12\x10\n\x0cSTORE_AURORA\x10\x03*U\n\nProjection\x12\x1a\n\x16PROJECTION_UNSPECIFIED\x10\x00\x12\x13\n\x0fPROJECTION_DONE\x10\x01\x12\x16\n\x12PROJECTION_PENDING\x10\x02\x42\x64\n\x0f\x63om.duostore.v1B\x0b\x45ntityProtoP\x01ZBgithub.com/duostore/duostore/clients/go/gen/duostore/v1;duostorev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64uostore/v1/entity.proto\x12\x0b\x64uostore.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"G\n\tEntityKey\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n\x04kind\x18\x02 \x01(\tR\x04kind\x12\x0e\n\x02id\x18\x03 \x01(\tR\x02id\"\xf3\x01\n\x06\x45ntity\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12+\n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructR\x04\x64\x61ta\x12;\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\"\xc4\x01\n\x0e\x45ntitySnapshot\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x1a\n\x08sequence\x18\x02 \x01(\x03R\x08sequence\x12+\n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructR\x04\x64\x61ta\x12?\n\rsnapshot_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0csnapshotTime\"{\n\x07Receipt\x12\x33\n\x0bserved_from\x18\x01 \x01(\x0e\x32\x12.duostore.v1.StoreR\nservedFrom\x12;\n\x0b\x63\x61\x63hed_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncachedTime*U\n\x05Store\x12\x15\n\x11STORE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTORE_CACHE\x10\x01\x12\x12\n\x0eSTORE_DYNAMODB\x10\x02\x12\x10\n\x0cSTORE_AURORA\x10\x03*U\n\nProjection\x12\x1a\n\x16PROJECTION_UNSPECIFIED\x10\x00\x12\x13\n\x0fPROJECTION_DONE\x10\x01\x12\x16\n\x12PROJECTION_PENDING\x10\x02\x42\x64\n\x0f\x63om.duostore.v1B\x0b\x45ntityProtoP\x01ZBgithub.com/duostore/duostore/clients/go/gen/duostore/v1;duostorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,14 +34,16 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'duostore.v1.entity_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.duostore.v1B\013EntityProtoP\001ZBgithub.com/duostore/duostore/clients/go/gen/duostore/v1;duostorev1'
-  _globals['_STORE']._serialized_start=548
-  _globals['_STORE']._serialized_end=633
-  _globals['_PROJECTION']._serialized_start=635
-  _globals['_PROJECTION']._serialized_end=720
+  _globals['_STORE']._serialized_start=747
+  _globals['_STORE']._serialized_end=832
+  _globals['_PROJECTION']._serialized_start=834
+  _globals['_PROJECTION']._serialized_end=919
   _globals['_ENTITYKEY']._serialized_start=104
   _globals['_ENTITYKEY']._serialized_end=175
   _globals['_ENTITY']._serialized_start=178
   _globals['_ENTITY']._serialized_end=421
-  _globals['_RECEIPT']._serialized_start=423
-  _globals['_RECEIPT']._serialized_end=546
+  _globals['_ENTITYSNAPSHOT']._serialized_start=424
+  _globals['_ENTITYSNAPSHOT']._serialized_end=620
+  _globals['_RECEIPT']._serialized_start=622
+  _globals['_RECEIPT']._serialized_end=745
 # @@protoc_insertion_point(module_scope)

@@ -65,7 +65,9 @@ class _ProjectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Projection
     """The write is committed and cannot be lost, but DynamoDB or the cache could
     not be reached in time, or the kind is projected in the background. The
     projector brings it there, normally within two seconds. Until then a Get
-    with min_version sees it.
+    with min_version sees it. Of a kind at home in DynamoDB: the write is there,
+    but the cache could not be reached, and may answer what was before for the
+    kind's cache_ttl.
     """
 
 class Projection(_Projection, metaclass=_ProjectionEnumTypeWrapper):
@@ -81,7 +83,9 @@ PROJECTION_PENDING: Projection.ValueType  # 2
 """The write is committed and cannot be lost, but DynamoDB or the cache could
 not be reached in time, or the kind is projected in the background. The
 projector brings it there, normally within two seconds. Until then a Get
-with min_version sees it.
+with min_version sees it. Of a kind at home in DynamoDB: the write is there,
+but the cache could not be reached, and may answer what was before for the
+kind's cache_ttl.
 """
 Global___Projection: _TypeAlias = Projection  # noqa: Y015
 
@@ -174,6 +178,48 @@ class Entity(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Entity: _TypeAlias = Entity  # noqa: Y015
+
+@_typing.final
+class EntitySnapshot(_message.Message):
+    """What somebody was writing at a moment: a document that is kept beside its
+    entity, and may become its next version.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_TIME_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Its place among the snapshots of the entity; later ones are larger."""
+    @_builtins.property
+    def key(self) -> Global___EntityKey:
+        """Names the entity."""
+
+    @_builtins.property
+    def data(self) -> _struct_pb2.Struct:
+        """The document, as it was given."""
+
+    @_builtins.property
+    def snapshot_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was taken, by the server's clock."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___EntityKey | None = ...,
+        sequence: _builtins.int = ...,
+        data: _struct_pb2.Struct | None = ...,
+        snapshot_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "key", b"key", "snapshot_time", b"snapshot_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "key", b"key", "sequence", b"sequence", "snapshot_time", b"snapshot_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EntitySnapshot: _TypeAlias = EntitySnapshot  # noqa: Y015
 
 @_typing.final
 class Receipt(_message.Message):

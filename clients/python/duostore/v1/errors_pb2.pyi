@@ -38,7 +38,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_VERSION_MISMATCH: _ErrorReason.ValueType  # 4
     """ABORTED. The entity's version is not if_version. Metadata: expected,
-    version (0 if the entity does not exist). Read it again and decide anew.
+    version (0 if the entity does not exist), and of Transact mutation (its
+    index). Read it again and decide anew.
     """
     ERROR_REASON_MIN_VERSION_NOT_REACHED: _ErrorReason.ValueType  # 5
     """FAILED_PRECONDITION. Get had a min_version that the entity has never
@@ -50,8 +51,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_WRITE_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 7
     """UNKNOWN. The connection was lost while a write was committed: it may or may
-    not have been applied. Read the entity before repeating it. Not UNAVAILABLE,
-    which clients and proxies repeat by themselves. Metadata: store.
+    not have been applied. With an idempotency key, repeat it with the same key;
+    without, read the entity before repeating it. Not UNAVAILABLE, which clients and
+    proxies repeat by themselves. Metadata: store.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 8
     """DEADLINE_EXCEEDED. The call's deadline passed before it was finished. A
@@ -69,6 +71,19 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The entities that a BatchGet asks for are together
     larger than the server answers at a time. Ask for fewer keys; the same call
     fails again. Metadata: size and limit, of the whole answer, in bytes.
+    """
+    ERROR_REASON_SNAPSHOT_NOT_FOUND: _ErrorReason.ValueType  # 12
+    """NOT_FOUND. The entity has no snapshot of that sequence, or none at all, or it
+    has expired. Metadata: sequence (0 if the newest was asked for).
+    """
+    ERROR_REASON_IDEMPOTENCY_KEY_REUSED: _ErrorReason.ValueType  # 13
+    """INVALID_ARGUMENT. The idempotency key came with another request before. Use a
+    new key for each intention, and the same one for its repetitions alone.
+    """
+    ERROR_REASON_DUPLICATE_IN_PROGRESS: _ErrorReason.ValueType  # 14
+    """ABORTED. A call with the same idempotency key, or another write of the same
+    entity, is under way. Nothing was changed by this call; repeat it, with the same
+    key, after RetryInfo.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -93,7 +108,8 @@ version.
 """
 ERROR_REASON_VERSION_MISMATCH: ErrorReason.ValueType  # 4
 """ABORTED. The entity's version is not if_version. Metadata: expected,
-version (0 if the entity does not exist). Read it again and decide anew.
+version (0 if the entity does not exist), and of Transact mutation (its
+index). Read it again and decide anew.
 """
 ERROR_REASON_MIN_VERSION_NOT_REACHED: ErrorReason.ValueType  # 5
 """FAILED_PRECONDITION. Get had a min_version that the entity has never
@@ -105,8 +121,9 @@ changed; try again after RetryInfo. Metadata: store.
 """
 ERROR_REASON_WRITE_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 7
 """UNKNOWN. The connection was lost while a write was committed: it may or may
-not have been applied. Read the entity before repeating it. Not UNAVAILABLE,
-which clients and proxies repeat by themselves. Metadata: store.
+not have been applied. With an idempotency key, repeat it with the same key;
+without, read the entity before repeating it. Not UNAVAILABLE, which clients and
+proxies repeat by themselves. Metadata: store.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 8
 """DEADLINE_EXCEEDED. The call's deadline passed before it was finished. A
@@ -124,5 +141,18 @@ ERROR_REASON_ANSWER_TOO_LARGE: ErrorReason.ValueType  # 11
 """FAILED_PRECONDITION. The entities that a BatchGet asks for are together
 larger than the server answers at a time. Ask for fewer keys; the same call
 fails again. Metadata: size and limit, of the whole answer, in bytes.
+"""
+ERROR_REASON_SNAPSHOT_NOT_FOUND: ErrorReason.ValueType  # 12
+"""NOT_FOUND. The entity has no snapshot of that sequence, or none at all, or it
+has expired. Metadata: sequence (0 if the newest was asked for).
+"""
+ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 13
+"""INVALID_ARGUMENT. The idempotency key came with another request before. Use a
+new key for each intention, and the same one for its repetitions alone.
+"""
+ERROR_REASON_DUPLICATE_IN_PROGRESS: ErrorReason.ValueType  # 14
+"""ABORTED. A call with the same idempotency key, or another write of the same
+entity, is under way. Nothing was changed by this call; repeat it, with the same
+key, after RetryInfo.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
