@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from bench import hits, machine, reads, saves
+from bench import hits, machine, reads, saves, snapshots
 from bench.contest import Outcome
 from bench.deployment import deployed
 from bench.figures import BenchError
@@ -29,6 +29,10 @@ _CONTESTS: Final = {
     "batch-get": reads.batch_get,
     "coalesced": reads.coalesced,
     "save": saves.save,
+    "snapshot": snapshots.snapshot,
+    "append": snapshots.append,
+    "append-head": snapshots.append_head,
+    "append-once": snapshots.append_once,
 }
 _STORE_CALLS: Final = "store-calls"
 _NAMES: Final = (*_CONTESTS, _STORE_CALLS)

@@ -19,14 +19,16 @@ class BenchError(Exception):
 class Figures:
     """What one side did in one round.
 
-    ``p50`` and ``p99`` are the seconds that a call took; ``cpu`` those of CPU that the server
-    spent on it, if there is a server to ask.
+    ``p50`` and ``p99`` are the seconds that a call took; ``cpu`` those of CPU that the process
+    which is measured spent on it, and ``sent`` its requests to DynamoDB for it, where these
+    are measured.
     """
 
     per_second: float
     p50: float
     p99: float
     cpu: float | None = None
+    sent: float | None = None
 
     @classmethod
     def of(cls, latencies: Sequence[float], elapsed: float) -> Figures:

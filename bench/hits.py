@@ -12,7 +12,7 @@ from bench.deployment import KIND, key_message, seeded_key
 from bench.drivers import best_driver
 from bench.echo import running_echo
 from bench.figures import BenchError, Figures
-from bench.machine import apart
+from bench.machine import apart, cpu_seconds
 from duostore.v1 import data_access_pb2, data_access_pb2_grpc, entity_pb2
 from duostore_server.config import load
 from duostore_server.domain.errors import Store
@@ -56,9 +56,9 @@ def _contest(deployment: Deployment, name: str, at_a_time: int) -> Iterator[Cont
         stub = data_access_pb2_grpc.DataAccessStub(channel)
 
         def drive(server: psutil.Process, target: str, size: int, seconds: float) -> Figures:
-            before = _cpu_seconds(server)
+            before = cpu_seconds(server)
             figures = driver.drive(target, _SERIALIZED, size, at_a_time=at_a_time, seconds=seconds)
-            spent = _cpu_seconds(server) - before
+            spent = cpu_seconds(server) - before
             return replace(figures, cpu=spent / (figures.per_second * seconds))
 
         def hits(seconds: float) -> Figures:
@@ -110,8 +110,3 @@ def _read_elsewhere(service: Service) -> float:
         service.metric("duostore_reads_total", kind=KIND, served_from=store.value)
         for store in (Store.DYNAMODB, Store.AURORA)
     )
-
-
-def _cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system

@@ -41,6 +41,12 @@ def busy() -> str | None:
     )
 
 
+def cpu_seconds(process: psutil.Process) -> float:
+    """Return the CPU that a process has used."""
+    times = process.cpu_times()
+    return times.user + times.system
+
+
 def cores() -> list[int]:
     """Return the numbers of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -19,7 +19,8 @@ _FIGURES: Final = {
     "per_second": ("calls/s", 1, ",.0f"),
     "p50": ("p50, ms", 1000, ".2f"),
     "p99": ("p99, ms", 1000, ".2f"),
-    "cpu": ("server CPU, µs", 1_000_000, ",.0f"),
+    "cpu": ("CPU, µs", 1_000_000, ",.0f"),
+    "sent": ("requests", 1, ".2f"),
 }
 _STORES: Final = ("cache", "dynamodb", "aurora")
 

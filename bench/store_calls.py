@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.deployment import KIND, document, seeded_key
 from bench.reads import BATCH_KEYS
 from duostore.v1 import data_access_pb2
-from tests.support.service import CALL_SECONDS, Caller
+from tests.support.service import CALL_SECONDS, Caller, struct
 
 if TYPE_CHECKING:
     from bench.deployment import Deployment
@@ -24,7 +24,7 @@ Calls: TypeAlias = Counter[tuple[str, str, str]]
 _METRIC: Final = "duostore_store_calls_total"
 _TIMES: Final = 10
 # Done beside the requests, for many of them at a time.
-_BESIDE: Final = "outbox_"
+_BESIDE: Final = ("outbox_", "dirty_", "drafts_", "idempotency_purge", "put_records")
 
 
 def store_calls(deployment: Deployment) -> dict[str, dict[tuple[str, str, str], float]]:
@@ -42,6 +42,7 @@ def store_calls(deployment: Deployment) -> dict[str, dict[tuple[str, str, str], 
         ]
         absent = [[f"absent-{n}"] for n in range(_TIMES)]
         new = [[f"new-{n}"] for n in range(_TIMES)]
+        pairs = [[f"one-{n}", f"two-{n}"] for n in range(_TIMES)]
         counted = {}
         for name, call, groups in (
             ("Get, in DynamoDB", _get, single),
@@ -50,6 +51,13 @@ def store_calls(deployment: Deployment) -> dict[str, dict[tuple[str, str, str], 
             ("Get, known to be absent", _get, absent),
             ("Save, new", _save, new),
             ("Save, again", _save, new),
+            ("Save, with an idempotency key", _save_once, new),
+            ("Save, repeated with its key", _save_once, new),
+            ("Transact of 2", _transact, pairs),
+            ("Snapshot", _snapshot, new),
+            ("Snapshot, with an idempotency key", _snapshot_once, new),
+            ("GetSnapshot, ListSnapshots", _read_snapshots, new),
+            ("Save, of a snapshot", _publish, new),
             (f"BatchGet of {BATCH_KEYS}, in DynamoDB", _batch_get, batches),
             (f"BatchGet of {BATCH_KEYS}, cached", _batch_get, batches),
         ):
@@ -73,9 +81,36 @@ def _save(caller: Caller, ids: list[str]) -> None:
     caller.save(ids[0], document(0))
 
 
+def _save_once(caller: Caller, ids: list[str]) -> None:
+    caller.save(ids[0], document(0), idempotency_key=f"save-{ids[0]}")
+
+
+def _transact(caller: Caller, ids: list[str]) -> None:
+    data = struct(document(0))
+    saves = [data_access_pb2.SaveMutation(key=caller.key(id_), data=data) for id_ in ids]
+    caller.transact(*(data_access_pb2.Mutation(save=save) for save in saves))
+
+
+def _snapshot(caller: Caller, ids: list[str]) -> None:
+    caller.snapshot(ids[0], document(0))
+
+
+def _snapshot_once(caller: Caller, ids: list[str]) -> None:
+    caller.snapshot(ids[0], document(0), idempotency_key=f"snapshot-{ids[0]}")
+
+
+def _read_snapshots(caller: Caller, ids: list[str]) -> None:
+    caller.get_snapshot(ids[0])
+    caller.list_snapshots(ids[0])
+
+
+def _publish(caller: Caller, ids: list[str]) -> None:
+    request = data_access_pb2.SaveRequest(key=caller.key(ids[0]), from_snapshot=0)
+    caller.stub.Save(request, timeout=CALL_SECONDS)
+
+
 def _batch_get(caller: Caller, ids: list[str]) -> None:
-    request = data_access_pb2.BatchGetRequest(keys=[caller.key(id_) for id_ in ids])
-    caller.stub.BatchGet(request, timeout=CALL_SECONDS)
+    caller.batch_get(ids)
 
 
 def _counts(service: Service) -> Calls:

@@ -5,27 +5,34 @@ from __future__ import annotations
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from duostore_server import codec
 from duostore_server.access.checks import Checks
+from duostore_server.access.committing import Committer
+from duostore_server.access.drafting import Drafting
+from duostore_server.access.dynamodb_home import DynamoDBHome
 from duostore_server.access.flights import Flights
 from duostore_server.access.propagation import Propagation
 from duostore_server.access.reading import Reader, lease_pauses
+from duostore_server.access.sources import HeadSource, ProjectedSource
 from duostore_server.access.writing import Writer
 from duostore_server.config import policies as policies_of
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.errors import Store
+from duostore_server.domain.policies import Home
 from duostore_server.rpc.chain import CallChain
 from duostore_server.rpc.data_access import DataAccess
 from duostore_server.rpc.health import HealthMonitor
 from duostore_server.rpc.server import SERVICES, Tls, listening
 from duostore_server.storage.aurora.authority import AuroraAuthority
+from duostore_server.storage.aurora.drafts import AuroraDrafts
+from duostore_server.storage.aurora.idempotency import AuroraIdempotency
 from duostore_server.storage.aurora.outbox import AuroraOutbox
 from duostore_server.storage.aurora.pool import AuroraPool
 from duostore_server.storage.aurora.probe import open_probe as open_aurora_probe
@@ -34,14 +41,23 @@ from duostore_server.storage.cache.memcached import MemcachedCache
 from duostore_server.storage.cache.memory import MemoryCache
 from duostore_server.storage.cache.probes import MemcachedProbe, MemoryProbe
 from duostore_server.storage.dynamodb.client import make_client
-from duostore_server.storage.dynamodb.guarded import GuardedProjections
-from duostore_server.storage.dynamodb.probe import open_probe as open_dynamodb_probe
-from duostore_server.storage.dynamodb.projections import open_projections
+from duostore_server.storage.dynamodb.guarded import Guard, GuardedProjections
+from duostore_server.storage.dynamodb.guarded_heads import GuardedHeads
+from duostore_server.storage.dynamodb.guarded_records import GuardedRecords
+from duostore_server.storage.dynamodb.guarded_snapshots import GuardedSnapshots
+from duostore_server.storage.dynamodb.ports import connections, open_ports
 from duostore_server.telemetry.observed_authority import ObservedAuthority
 from duostore_server.telemetry.observed_cache import ObservedCache
+from duostore_server.telemetry.observed_dirty import ObservedDirtyHeads
+from duostore_server.telemetry.observed_drafts import ObservedDrafts
+from duostore_server.telemetry.observed_heads import ObservedHeads
+from duostore_server.telemetry.observed_idempotency_rows import ObservedIdempotencyRows
 from duostore_server.telemetry.observed_outbox import ObservedOutbox
 from duostore_server.telemetry.observed_projections import ObservedProjections
-from duostore_server.workers.completer import Completer
+from duostore_server.telemetry.observed_records import ObservedRecords
+from duostore_server.telemetry.observed_snapshots import ObservedSnapshots
+from duostore_server.workers.consolidator import Consolidator
+from duostore_server.workers.deferred import Deferred
 from duostore_server.workers.loop import Loop
 from duostore_server.workers.projector import Projector
 
@@ -52,22 +68,43 @@ if TYPE_CHECKING:
 
     from duostore_server.config import Settings
     from duostore_server.domain.keys import EntityKey
-    from duostore_server.domain.ports import Authority, Cache, Outbox, Probe, Projections
+    from duostore_server.domain.ports import (
+        Authority,
+        Cache,
+        DirtyHeads,
+        Drafts,
+        Heads,
+        IdempotencyRecords,
+        IdempotencyRows,
+        Notes,
+        Outbox,
+        Probe,
+        Projections,
+        Snapshots,
+    )
+    from duostore_server.domain.transactions import Idempotency, Recorded
     from duostore_server.rpc.server import Listening
+    from duostore_server.storage.dynamodb.ports import DynamoDBPorts
     from duostore_server.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 
 _PROBE_EVERY_SECONDS: Final = 1.0
-_COMPLETE_EVERY_SECONDS: Final = 0.05
+_DEFERRED_EVERY_SECONDS: Final = 0.05
+_COMPLETIONS_AT_A_TIME: Final = 500
+_ANSWERS_AT_A_TIME: Final = 100
+_PURGE_EVERY_SECONDS: Final = 10.0
+_PURGE_SECONDS: Final = 2.0
+_PURGED_AT_A_TIME: Final = 1000
 _BACKLOG_EVERY_SECONDS: Final = 1.0
 # One slow answer is not an outage; these many in a row, with none in between, are.
 _DYNAMODB_TOLERANCE: Final = 3
 _DYNAMODB_PAUSE_SECONDS: Final = (0.25, 0.5)
 # Of the time that a claim lasts; the rest is for what was begun, and to complete it.
 _BUDGET_SHARE: Final = 0.7
-# Rows of one batch that are projected side by side.
+# Of one batch, what is brought side by side.
 _PROJECTIONS_AT_A_TIME: Final = 4
+_HEADS_AT_A_TIME: Final = 4
 # TTLs and backoffs are shortened by up to a tenth, so that what began together does
 # not end together.
 _LEAST_JITTER: Final = 0.9
@@ -81,6 +118,10 @@ def _dynamodb_backoff() -> Backoff:
     )
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 def _jitter() -> float:
     return random.uniform(_LEAST_JITTER, 1.0)  # noqa: S311 - spreads load, guards nothing
 
@@ -91,7 +132,13 @@ class Stores:
 
     authority: Authority
     outbox: Outbox
+    rows: IdempotencyRows
+    drafts: Drafts
     projections: Projections
+    heads: Heads
+    snapshots: Snapshots
+    dirty_heads: DirtyHeads
+    records: IdempotencyRecords
     cache: Cache
     probes: tuple[Probe, ...]
 
@@ -102,12 +149,6 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
 
     Does not wait for a store that is down: what needs it fails until it is back.
     """
-    dynamodb = settings.dynamodb
-
-    def unreadable(key: EntityKey, version: int, why: str) -> None:
-        metrics.unreadable_entry(Store.DYNAMODB)
-        _log.error("projection cannot be read", kind=key.kind, version=version, why=why)
-
     with ExitStack() as stack:
         pool = stack.enter_context(aurora_pool(settings))
         aurora_probe = stack.enter_context(
@@ -117,32 +158,25 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
                 pooler=settings.aurora.pooler,
             )
         )
-        client = dynamodb_client(settings)
-        stack.callback(client.close)
-        projections = stack.enter_context(
-            open_projections(
-                client,
-                prefix=dynamodb.table_prefix,
-                unreadable=unreadable,
-                compress_above=dynamodb.compress_above,
-                timeout=dynamodb.read_timeout,
-                reads_in_flight=dynamodb.read_in_flight,
-                writes_in_flight=dynamodb.write_in_flight,
-                statements=dynamodb.statements,
-            )
-        )
+        dynamodb = stack.enter_context(_dynamodb(settings, metrics))
         cache, cache_probe = _open_cache(settings, metrics, stack)
-        dynamodb_probe = stack.enter_context(
-            open_dynamodb_probe(client, prefix=dynamodb.table_prefix, timeout=dynamodb.read_timeout)
-        )
+        # What one port finds out of DynamoDB holds for the others.
+        guard = Guard(_dynamodb_backoff())
         yield Stores(
             authority=ObservedAuthority(AuroraAuthority(pool), metrics),
             outbox=ObservedOutbox(AuroraOutbox(pool, claim=settings.projector.claim), metrics),
+            rows=ObservedIdempotencyRows(AuroraIdempotency(pool), metrics),
+            drafts=ObservedDrafts(AuroraDrafts(pool), metrics),
             projections=ObservedProjections(
-                GuardedProjections(projections, _dynamodb_backoff()), metrics
+                GuardedProjections(dynamodb.projections, guard), metrics
             ),
+            heads=ObservedHeads(GuardedHeads(dynamodb.heads, guard), metrics),
+            snapshots=ObservedSnapshots(GuardedSnapshots(dynamodb.snapshots, guard), metrics),
+            records=ObservedRecords(GuardedRecords(dynamodb.records, guard), metrics),
+            # Not guarded: nobody waits for it.
+            dirty_heads=ObservedDirtyHeads(dynamodb.dirty_heads, metrics),
             cache=ObservedCache(cache, metrics),
-            probes=(aurora_probe, dynamodb_probe, cache_probe),
+            probes=(aurora_probe, dynamodb.probe, cache_probe),
         )
 
 
@@ -150,38 +184,16 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
 def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Listening]:
     """Answer calls while the block runs; drain at its end, and note what was completed."""
     server = settings.server
-    policies = policies_of(settings)
-    checks = Checks(policies)
-    completer = Completer(stores.outbox)
-    reader = Reader(
-        authority=stores.authority,
-        projections=stores.projections,
-        cache=stores.cache,
-        policies=policies,
-        checks=checks,
-        flights=Flights(),
-        encode=codec.encode,
-        pauses=lease_pauses(settings.cache.lease_wait),
-        pause=time.sleep,
-        jitter=_jitter,
-        now=lambda: datetime.now(UTC),
-        served=metrics.served,
-    )
-    writer = Writer(
-        authority=stores.authority,
-        propagation=Propagation(stores.projections, stores.cache, codec.encode),
-        completions=completer,
-        policies=policies,
-        checks=checks,
-    )
+    completer = Deferred(stores.outbox.complete, batch=_COMPLETIONS_AT_A_TIME)
+    recorder = Deferred(stores.records.put, batch=_ANSWERS_AT_A_TIME)
+    data_access = _data_access(settings, stores, metrics, completer, recorder)
     chain = CallChain(
         metrics, default_deadline=server.default_deadline, max_deadline=server.max_deadline
     )
     with ExitStack() as stack:
-        stack.callback(completer.finish)
-        stack.enter_context(
-            _loop("completer", completer.run_once, _COMPLETE_EVERY_SECONDS, metrics)
-        )
+        for name, work in (("completer", completer), ("recorder", recorder)):
+            stack.callback(work.finish)
+            stack.enter_context(_loop(name, work.run_once, _DEFERRED_EVERY_SECONDS, metrics))
         answering = stack.enter_context(
             listening(
                 address=str(server.address),
@@ -194,9 +206,7 @@ def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Li
                 tls=_tls(settings),
                 reflect=server.reflection,
                 chain=chain,
-                data_access=DataAccess(
-                    reader, writer, policies, max_answer_bytes=server.max_answer_bytes
-                ),
+                data_access=data_access,
             )
         )
         monitor = HealthMonitor(answering.health, stores.probes, SERVICES)
@@ -204,9 +214,70 @@ def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Li
         yield answering
 
 
+def _data_access(
+    settings: Settings,
+    stores: Stores,
+    metrics: Metrics,
+    completions: Notes[int],
+    answers: Notes[tuple[Idempotency, Recorded]],
+) -> DataAccess:
+    max_answer_bytes = settings.server.max_answer_bytes
+    policies = policies_of(settings)
+    checks = Checks(policies)
+    keep = timedelta(seconds=settings.idempotency.keep)
+    reader = Reader(
+        sources={
+            Home.AURORA: ProjectedSource(stores.authority, stores.projections, codec.encode),
+            Home.DYNAMODB: HeadSource(stores.heads, codec.head_entity, _now),
+        },
+        cache=stores.cache,
+        policies=policies,
+        checks=checks,
+        flights=Flights(),
+        pauses=lease_pauses(settings.cache.lease_wait),
+        pause=time.sleep,
+        jitter=_jitter,
+        now=_now,
+        served=metrics.served,
+    )
+    drafting = Drafting(
+        snapshots=stores.snapshots,
+        policies=policies,
+        checks=checks,
+        encode=codec.encode_snapshot,
+        numbered=codec.numbered,
+        data_of=codec.document_of,
+        now=_now,
+        keep=keep,
+        max_answer_bytes=max_answer_bytes,
+    )
+    writer = Writer(
+        committer=Committer(
+            authority=stores.authority,
+            records=stores.records,
+            propagation=Propagation(stores.projections, stores.cache, codec.encode),
+            completions=completions,
+            answers=answers,
+            policies=policies,
+        ),
+        dynamodb_home=DynamoDBHome(
+            heads=stores.heads,
+            cache=stores.cache,
+            policies=policies,
+            encode=codec.encode_head,
+            now=_now,
+        ),
+        drafting=drafting,
+        policies=policies,
+        checks=checks,
+        keep=keep,
+    )
+    return DataAccess(reader, writer, drafting, policies, max_answer_bytes=max_answer_bytes)
+
+
 @contextmanager
 def background(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[None]:
-    """Project what the requests did not, while the block runs."""
+    """Project what the requests did not and consolidate what they left, while the block runs."""
     with ExitStack() as stack:
         pool = stack.enter_context(
             ThreadPoolExecutor(_PROJECTIONS_AT_A_TIME, thread_name_prefix="project")
@@ -224,6 +295,27 @@ def background(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator
             metrics.backlog(stores.outbox.backlog(Deadline.after(_BACKLOG_EVERY_SECONDS)))
             return False
 
+        folding = stack.enter_context(
+            ThreadPoolExecutor(_HEADS_AT_A_TIME, thread_name_prefix="consolidate")
+        )
+        consolidator = Consolidator(
+            heads=stores.dirty_heads,
+            drafts=stores.drafts,
+            data_of=codec.document_of,
+            policies=policies_of(settings),
+            now=_now,
+            batch=settings.consolidator.batch,
+            consolidated=metrics.consolidated,
+            each=folding.map,
+        )
+
+        def purge() -> bool:
+            deadline = Deadline.after(_PURGE_SECONDS)
+            return stores.rows.purge(_PURGED_AT_A_TIME, deadline) == _PURGED_AT_A_TIME
+
+        stack.enter_context(_loop("purge", purge, _PURGE_EVERY_SECONDS, metrics))
+        rest = settings.consolidator.poll
+        stack.enter_context(_loop("consolidator", consolidator.run_once, rest, metrics))
         poll = settings.projector.poll
         stack.enter_context(_loop("projector", projector.run_once, poll, metrics))
         stack.enter_context(_loop("backlog", show_backlog, _BACKLOG_EVERY_SECONDS, metrics))
@@ -265,8 +357,37 @@ def dynamodb_client(settings: Settings) -> DynamoDBClient:
         endpoint_url=dynamodb.endpoint_url,
         connect_timeout=dynamodb.connect_timeout,
         read_timeout=dynamodb.read_timeout,
-        max_pool_connections=dynamodb.read_in_flight + 2 * dynamodb.write_in_flight + 4,
+        max_pool_connections=connections(dynamodb.read_in_flight, dynamodb.write_in_flight),
     )
+
+
+@contextmanager
+def _dynamodb(settings: Settings, metrics: Metrics) -> Iterator[DynamoDBPorts]:
+    dynamodb = settings.dynamodb
+
+    def unreadable(key: EntityKey, version: int, why: str) -> None:
+        metrics.unreadable_entry(Store.DYNAMODB)
+        _log.error("item cannot be read", kind=key.kind, version=version, why=why)
+
+    def unreadable_record(why: str) -> None:
+        metrics.unreadable_entry(Store.DYNAMODB)
+        _log.error("idempotency record cannot be read", why=why)
+
+    with (
+        closing(dynamodb_client(settings)) as client,
+        open_ports(
+            client,
+            prefix=dynamodb.table_prefix,
+            unreadable=unreadable,
+            unreadable_record=unreadable_record,
+            compress_above=dynamodb.compress_above,
+            timeout=dynamodb.read_timeout,
+            reads_in_flight=dynamodb.read_in_flight,
+            writes_in_flight=dynamodb.write_in_flight,
+            statements=dynamodb.statements,
+        ) as ports,
+    ):
+        yield ports
 
 
 def _open_cache(settings: Settings, metrics: Metrics, stack: ExitStack) -> tuple[Cache, Probe]:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.documents import document_violations, normalized
-from duostore_server.domain.entities import Change, Entity, IfAbsent, IfVersion
 from duostore_server.domain.errors import (
     DeadlineExceededError,
     EntityExistsError,
@@ -22,11 +21,19 @@ from duostore_server.domain.errors import (
     VersionMismatchError,
 )
 from duostore_server.domain.keys import MAX_ID_BYTES, EntityKey, key_violations
-from tests.support.authority_engines import in_memory, migrated_pool, on_postgresql, soon
+from duostore_server.domain.transactions import Change, IfAbsent, IfVersion
+from tests.support.authority_engines import (
+    in_memory,
+    migrated_pool,
+    on_postgresql,
+    soon,
+    write_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from duostore_server.domain.entities import Entity
     from duostore_server.storage.aurora.pool import AuroraPool
     from tests.support.authority_engines import Engine
     from tests.support.servers import PostgresServer
@@ -106,11 +113,12 @@ def save(
     key: EntityKey = KEY,
 ) -> Entity:
     change = Change(key, data if data is not None else {"a": 1}, precondition, LATER)
-    return engine.authority.write(change, soon()).entity
+    return engine.authority.write(write_of(change), soon()).written[0].entity
 
 
 def delete(engine: Engine, precondition: IfVersion | None = None) -> Entity:
-    return engine.authority.write(Change(KEY, None, precondition, LATER), soon()).entity
+    change = Change(KEY, None, precondition, LATER)
+    return engine.authority.write(write_of(change), soon()).written[0].entity
 
 
 def read(engine: Engine, key: EntityKey = KEY) -> Entity | None:
@@ -224,7 +232,7 @@ def test_a_delete_can_require_a_version(engine: Engine) -> None:
 
 def test_a_delete_cannot_require_absence(engine: Engine) -> None:
     with pytest.raises(ValueError, match="absent"):
-        engine.authority.write(Change(KEY, None, IfAbsent(), LATER), soon())
+        engine.authority.write(write_of(Change(KEY, None, IfAbsent(), LATER)), soon())
 
 
 def test_a_refused_write_leaves_nothing(engine: Engine) -> None:
@@ -237,7 +245,8 @@ def test_a_refused_write_leaves_nothing(engine: Engine) -> None:
 
 
 def test_a_write_and_its_outbox_row_are_one(engine: Engine) -> None:
-    written = engine.authority.write(Change(KEY, {}, None, timedelta()), soon())
+    change = Change(KEY, {}, None, timedelta())
+    (written,) = engine.authority.write(write_of(change), soon()).written
     assert [(row.id, row.key) for row in engine.outbox.claim(10, soon())] == [
         (written.outbox_id, KEY)
     ]
@@ -393,5 +402,5 @@ def test_a_deadline_that_passed_stops_a_call_before_it_begins(engine: Engine) ->
         with pytest.raises(DeadlineExceededError):
             engine.authority.read([KEY], deadline)
         with pytest.raises(DeadlineExceededError):
-            engine.authority.write(Change(KEY, {}, None, LATER), deadline)
+            engine.authority.write(write_of(Change(KEY, {}, None, LATER)), deadline)
     assert read(engine) is None

@@ -14,7 +14,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -209,6 +209,20 @@ def test_an_absent_entity_is_remembered_with_its_version(engine: Engine, version
     assert engine.cache.read([KEY]) == {KEY: absent}
 
 
+@pytest.mark.parametrize("version", [0, 7])
+def test_what_is_absent_may_expire_too(engine: Engine, version: int) -> None:
+    absent = Cached(version, None, NOW, NOW + timedelta(microseconds=1))
+    assert engine.cache.fill(KEY, won(engine.cache), absent, 10)
+    assert engine.cache.read([KEY]) == {KEY: absent}
+
+
+@pytest.mark.parametrize("ahead", [timedelta(microseconds=1), timedelta(days=365)])
+def test_an_entry_keeps_when_its_entity_expires(engine: Engine, ahead: timedelta) -> None:
+    entry = Cached(3, b"the third version", NOW, NOW + ahead)
+    assert engine.cache.fill(KEY, won(engine.cache), entry, 60)
+    assert engine.cache.read([KEY]) == {KEY: entry}
+
+
 def test_a_fill_without_a_lease_is_dropped(engine: Engine) -> None:
     assert not engine.cache.fill(KEY, Lease(os.urandom(16)), VALUE, 60)
     assert engine.cache.read([KEY]) == {}
@@ -302,7 +316,7 @@ def test_any_key_that_the_domain_allows(engine: Engine, key: EntityKey) -> None:
 
 
 @only_bytes
-@pytest.mark.parametrize("raw", [b"", b"\0" * 40, b"\xd5\x02" + b"\0" * 38, b"left by others"])
+@pytest.mark.parametrize("raw", [b"", b"\0" * 40, b"\xd5\x01" + b"\0" * 38, b"left by others"])
 def test_an_entry_that_cannot_be_read_is_removed(engine: Engine, raw: bytes) -> None:
     sound = won(engine.cache, key_of(2))
     engine.damage(KEY, raw)

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.entities import Backlog, Change
+from duostore_server.domain.entities import Backlog
 from duostore_server.domain.errors import DeadlineExceededError
 from duostore_server.domain.keys import EntityKey
-from tests.support.authority_engines import in_memory, migrated_pool, on_postgresql, soon
+from duostore_server.domain.transactions import Change
+from tests.support.authority_engines import (
+    in_memory,
+    migrated_pool,
+    on_postgresql,
+    soon,
+    write_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +54,8 @@ def key(number: int) -> EntityKey:
 
 
 def save(engine: Engine, number: int, due_after: timedelta = AT_ONCE) -> int:
-    return engine.authority.write(Change(key(number), {}, None, due_after), soon()).outbox_id
+    change = Change(key(number), {}, None, due_after)
+    return engine.authority.write(write_of(change), soon()).written[0].outbox_id
 
 
 def claim(engine: Engine, limit: int = 100) -> list[EntityKey]:
@@ -74,7 +82,8 @@ def test_a_row_falls_due_after_its_time(engine: Engine) -> None:
 
 def test_a_deletion_is_an_obligation_too(engine: Engine) -> None:
     first = save(engine, 1)
-    tombstone = engine.authority.write(Change(key(1), None, None, AT_ONCE), soon())
+    change = Change(key(1), None, None, AT_ONCE)
+    (tombstone,) = engine.authority.write(write_of(change), soon()).written
     engine.outbox.complete([first], soon())
     assert [(r.id, r.key) for r in engine.outbox.claim(9, soon())] == [
         (tombstone.outbox_id, key(1))

@@ -40,6 +40,7 @@ from duostore_server.storage.dynamodb.tables import (
     missing_tables,
     projection_table,
 )
+from tests.support.dynamodb_traffic import Traffic
 from tests.support.simulated_dynamodb import SimulatedDynamoDB
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from duostore_server.domain.ports import Projections
     from tests.support.servers import DynamoDBLocal
 
+TABLES = ("projection", "snapshot", "idempotency")
 KEY = EntityKey("acme", "proposal", "p-1")
 TEXT = b"every reader that starts from now on sees it; " * 50
 COMPRESS_ABOVE = 1024
@@ -295,6 +297,44 @@ def test_500_keys_are_read_in_one_call(engine: Engine) -> None:
     }
 
 
+def test_all_are_put_as_each_would_be(engine: Engine) -> None:
+    noise = random.Random(1).randbytes(400 * 1024)
+    for number, version in ((1, 1), (2, 5), (3, 7)):
+        engine.put(value(version, b"held"), key_of(number))
+    puts = {
+        key_of(0): value(1),
+        key_of(1): value(2, TEXT),
+        key_of(2): value(5, b"an impossible other"),
+        key_of(3): value(6, b"the past"),
+        key_of(4): Projection(3, Form.TOMBSTONE),
+        key_of(5): value(2, noise[: 100 * 1024]),
+        key_of(6): value(1, noise),
+    }
+    held = puts | {
+        key_of(2): value(5, b"held"),
+        key_of(3): value(7, b"held"),
+        key_of(6): Projection(1, Form.STUB),
+    }
+    assert engine.projections.put_all(puts, soon()) == held
+    assert engine.projections.read(list(puts), soon()) == held
+    assert engine.projections.put_all(puts, soon()) == held
+
+
+def test_a_hundred_are_put_at_once(engine: Engine) -> None:
+    puts = {key_of(number): value(1, b"%d" % number) for number in range(100)}
+    assert engine.projections.put_all(puts, soon()) == puts
+    assert engine.projections.read(list(puts), soon()) == puts
+    assert engine.projections.put_all({}, soon()) == {}
+
+
+@pytest.mark.parametrize("engine", ["dynamodb_local"], indirect=True)
+def test_what_is_put_at_once_travels_together(engine: Engine) -> None:
+    with Traffic(engine.client).watched() as traffic:
+        puts = {key_of(number): value(1) for number in range(50)}
+        assert engine.projections.put_all(puts, soon()) == puts
+    assert traffic.sent == {"BatchExecuteStatement": 2}
+
+
 def test_payloads_are_compressed_past_a_size(engine: Engine) -> None:
     engine.put(value(1, TEXT[:COMPRESS_ABOVE]))
     assert engine.item()["payload"] == {"B": TEXT[:COMPRESS_ABOVE]}
@@ -426,6 +466,8 @@ def test_nothing_is_sent_after_the_deadline(engine: Engine) -> None:
     with pytest.raises(DeadlineExceededError):
         engine.projections.put(KEY, value(1), passed)
     with pytest.raises(DeadlineExceededError):
+        engine.projections.put_all({KEY: value(1)}, passed)
+    with pytest.raises(DeadlineExceededError):
         engine.projections.read((KEY,), passed)
     assert engine.read(KEY) is None
 
@@ -446,16 +488,17 @@ def test_a_missing_table_is_a_store_that_cannot_be_used(engine: Engine) -> None:
 
 def test_tables_are_created_once(engine: Engine) -> None:
     prefix = f"{engine.prefix}more_"
-    name = f"{prefix}projection"
+    names = [prefix + name for name in TABLES]
     seen: list[tuple[str, str]] = []
-    assert missing_tables(engine.client, prefix=prefix) == [name]
-    assert create_tables(
+    assert missing_tables(engine.client, prefix=prefix) == names
+    created = create_tables(
         engine.client,
         prefix=prefix,
         pause=time.sleep,
         progress=lambda table, status: seen.append((table, status)),
-    ) == [name]
-    assert seen[-1] == (name, "ACTIVE")
+    )
+    assert created == names
+    assert {(name, "ACTIVE") for name in names} <= set(seen)
     assert create_tables(engine.client, prefix=prefix, pause=never) == []
     assert missing_tables(engine.client, prefix=prefix) == []
 
@@ -578,4 +621,4 @@ def test_timeouts_of_the_table_creation_are_errors() -> None:
     with pytest.raises(StoreTimeoutError):
         create_tables(Creating().client, prefix="", pause=waited.append)
     assert sum(waited) == 120
-    assert missing_tables(Creating().client, prefix="") == ["projection"]
+    assert missing_tables(Creating().client, prefix="") == [*TABLES]

@@ -13,7 +13,6 @@ import pytest
 from psycopg_pool import PoolTimeout
 
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.entities import Change, Entity
 from duostore_server.domain.errors import (
     DuostoreError,
     StoreError,
@@ -22,13 +21,14 @@ from duostore_server.domain.errors import (
     WriteOutcomeUnknownError,
 )
 from duostore_server.domain.keys import EntityKey
+from duostore_server.domain.transactions import Change
 from duostore_server.storage.aurora.authority import AuroraAuthority
 from duostore_server.storage.aurora.connection import BoundedConnection
 from duostore_server.storage.aurora.migrate import migrate
 from duostore_server.storage.aurora.outbox import AuroraOutbox
 from duostore_server.storage.aurora.pool import AuroraPool
 from duostore_server.storage.aurora.probe import AuroraProbe, open_probe
-from tests.support.authority_engines import soon
+from tests.support.authority_engines import soon, write_of
 from tests.support.authority_faults import backends, locked, query, terminate, wait_until_blocked
 from tests.support.servers import PostgresServer, running
 from tests.support.wait import eventually
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from psycopg.abc import PQGen
+
+    from duostore_server.domain.entities import Entity
 
 RV = TypeVar("RV")
 
@@ -80,7 +82,8 @@ def authority(pool: AuroraPool) -> AuroraAuthority:
 
 def save(authority: AuroraAuthority, deadline: Deadline | None = None) -> Entity:
     change = Change(KEY, {"a": 1}, None, timedelta())
-    return authority.write(change, deadline or soon()).entity
+    (written,) = authority.write(write_of(change), deadline or soon()).written
+    return written.entity
 
 
 def is_whole(part: AuroraAuthority | AuroraProbe) -> bool:

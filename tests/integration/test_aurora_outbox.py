@@ -12,18 +12,21 @@ import pytest
 from psycopg.types.numeric import Int8
 
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.entities import Change, OutboxRow
+from duostore_server.domain.entities import OutboxRow
 from duostore_server.domain.errors import StoreTimeoutError
 from duostore_server.domain.keys import EntityKey
-from duostore_server.storage.aurora.authority import _UPSERT, AuroraAuthority
+from duostore_server.domain.transactions import Change
+from duostore_server.storage.aurora.authority import AuroraAuthority
+from duostore_server.storage.aurora.mutations import statement_of
 from duostore_server.storage.aurora.outbox import _CLAIM, AuroraOutbox
-from tests.support.authority_engines import migrated_pool, soon
+from tests.support.authority_engines import ORIGIN, migrated_pool, soon, write_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from psycopg.rows import TupleRow
 
+    from duostore_server.domain.transactions import Written
     from duostore_server.storage.aurora.pool import AuroraPool
 
 
@@ -65,25 +68,20 @@ def key(name: object) -> EntityKey:
 
 
 def save(pool: AuroraPool, name: object, due_after: timedelta = timedelta()) -> int:
-    change = Change(key(name), {}, None, due_after)
-    return AuroraAuthority(pool).write(change, soon()).outbox_id
+    return write(pool, Change(key(name), {}, None, due_after)).outbox_id
+
+
+def write(pool: AuroraPool, change: Change) -> Written:
+    (written,) = AuroraAuthority(pool).write(write_of(change), soon()).written
+    return written
 
 
 @contextmanager
 def saving(dsn: str, name: object) -> Iterator[psycopg.Connection[TupleRow]]:
     """Do a Save by the very statement of production, in a transaction that commits at the end."""
+    statement = statement_of(Change(key(name), {}, None, timedelta()), ORIGIN)
     with psycopg.connect(dsn) as connection:
-        connection.execute(
-            _UPSERT,
-            {
-                "tenant": "",
-                "kind": "proposal",
-                "id": str(name),
-                "data": "{}",
-                "due_after": timedelta(),
-                "if_absent": False,
-            },
-        )
+        connection.execute(statement.query, statement.params)
         yield connection
 
 
@@ -186,17 +184,16 @@ def test_savers_of_many_keys_never_deadlock_with_completions(
 
 
 def test_a_clock_that_was_set_back_makes_nothing_wait(pool: AuroraPool, postgres_dsn: str) -> None:
-    authority = AuroraAuthority(pool)
-    first = authority.write(Change(key(1), {}, None, timedelta()), soon())
+    first = write(pool, Change(key(1), {}, None, timedelta()))
     AuroraOutbox(pool).complete([first.outbox_id], soon())
     with psycopg.connect(postgres_dsn) as connection:
         connection.execute("UPDATE duostore.entity SET update_time = now() + interval '1 hour'")
         ((ahead,),) = connection.execute("SELECT update_time FROM duostore.entity")
-    second = authority.write(Change(key(1), {}, None, timedelta()), soon())
+    second = write(pool, Change(key(1), {}, None, timedelta()))
     assert second.entity.update_time == ahead
-    tombstone = authority.write(Change(key(1), None, None, timedelta()), soon())
+    tombstone = write(pool, Change(key(1), None, None, timedelta()))
     assert tombstone.entity.update_time == ahead
-    third = authority.write(Change(key(1), {}, None, timedelta()), soon())
+    third = write(pool, Change(key(1), {}, None, timedelta()))
     assert third.entity.create_time == third.entity.update_time == ahead
     (row,) = AuroraOutbox(pool).claim(10, soon())
     assert row.id == third.outbox_id

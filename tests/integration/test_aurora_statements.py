@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.entities import Change, IfAbsent
 from duostore_server.domain.errors import (
     DeadlineExceededError,
     StoreError,
@@ -24,12 +22,19 @@ from duostore_server.domain.errors import (
     StoreUnavailableError,
 )
 from duostore_server.domain.keys import EntityKey
+from duostore_server.domain.transactions import Change, IfAbsent
 from duostore_server.storage.aurora.authority import AuroraAuthority
 from duostore_server.storage.aurora.connection import BoundedConnection
 from duostore_server.storage.aurora.migrate import migrate
 from duostore_server.storage.aurora.pool import AuroraPool
-from tests.support.authority_engines import soon
-from tests.support.authority_faults import backends, locked, query, wait_until_blocked
+from tests.support.authority_engines import soon, write_of
+from tests.support.authority_faults import (
+    backends,
+    locked,
+    query,
+    round_trips,
+    wait_until_blocked,
+)
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -59,38 +64,14 @@ def pool(dsn: str) -> Iterator[AuroraPool]:
 
 def save(pool: AuroraPool, deadline: Deadline | None = None, key: EntityKey = KEY) -> int:
     change = Change(key, {"a": 1}, None, timedelta())
-    return AuroraAuthority(pool).write(change, deadline or soon()).entity.version
+    (applied,) = AuroraAuthority(pool).write(write_of(change), deadline or soon()).answer
+    return applied.version
 
 
 def setting(pool: AuroraPool, name: str, deadline: Deadline | None = None) -> Any:
     query: LiteralString = "SELECT current_setting(%s)"
     ((value,),) = pool.execute(query, (name,), deadline or soon())
     return value
-
-
-@contextmanager
-def round_trips(pool: AuroraPool) -> Iterator[Callable[[], int]]:
-    """Count how often the pool's only connection waited for the server's answer.
-
-    Each wait follows a Sync or a simple query.
-    """
-    with tempfile.TemporaryFile("r+") as trace:
-        connection = pool._pool.getconn()
-        connection.pgconn.trace(trace.fileno())
-        pool._pool.putconn(connection)
-
-        def count() -> int:
-            trace.seek(0)
-            sent = [line.split("\t")[1:4:2] for line in trace if line.count("\t") >= 3]
-            return sum(
-                side == "F" and what.split()[0] in {"Sync", "Query", "Terminate"}
-                for side, what in sent
-            )
-
-        yield count
-        connection = pool._pool.getconn()
-        connection.pgconn.untrace()
-        pool._pool.putconn(connection)
 
 
 def test_a_write_is_one_round_trip(pool: AuroraPool) -> None:
@@ -193,7 +174,8 @@ class PreparesAnywhere(BoundedConnection):
     """The mutant that lets the driver prepare in a pipeline, and believe what it wants to."""
 
     @contextmanager
-    def in_one_trip(self) -> Iterator[None]:
+    def in_one_trip(self, *, preparing: bool = False) -> Iterator[None]:
+        assert not preparing, "there is nothing to mutate"
         with self.pipeline():
             yield
 
@@ -382,13 +364,16 @@ def test_a_write_that_was_refused_by_what_is_gone_by_now_is_tried_again(dsn: str
     with Interrupted(dsn, wait=10) as pool:
         authority = AuroraAuthority(pool)
         save(pool)
-        pool.interrupt = lambda: authority.write(Change(KEY, None, None, timedelta()), soon())
-        created = authority.write(Change(KEY, {"b": 2}, IfAbsent(), timedelta()), soon())
-        assert created.entity.version == 3
+        gone = write_of(Change(KEY, None, None, timedelta()))
+        pool.interrupt = lambda: authority.write(gone, soon())
+        anew = write_of(Change(KEY, {"b": 2}, IfAbsent(), timedelta()))
+        (created,) = authority.write(anew, soon()).answer
+        assert created.version == 3
 
         pool.interrupt = lambda: save(pool, key=EntityKey("acme", "proposal", "p-2"))
         absent = Change(EntityKey("acme", "proposal", "p-2"), None, None, timedelta())
-        assert authority.write(absent, soon()).entity.version == 2
+        (deleted,) = authority.write(write_of(absent), soon()).answer
+        assert deleted.version == 2
 
 
 def test_the_session_is_set_up(dsn: str) -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from duostore_server.domain.entities import Entity, Saved, Written
+    from duostore_server.domain.entities import Entity
     from duostore_server.domain.errors import StoreError
     from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.transactions import Outcome
 
 
 class ViolationError(AssertionError):
@@ -32,22 +33,30 @@ class Claims:
     # With Aurora out of reach a call may fail, though not if it can do without.
     reads_may_fail: bool = False
     writes_may_fail: bool = False
+    # And so of what is at home in DynamoDB, with that out of reach.
+    state_may_fail: bool = False
     reads: int = 0
     unanswered: int = 0
 
-    def committed(self, written: Written) -> None:
-        """Take note of a commit: versions have no gaps (C3)."""
-        entity = written.entity
-        versions = self.written.setdefault(entity.key, {})
-        if entity.version != len(versions) + 1:
-            raise ViolationError("C3", f"version {entity.version} after {len(versions)}")
-        versions[entity.version] = entity.data
+    def committed(self, key: EntityKey, version: int, data: Any) -> None:
+        """Take note of a commit: versions have no gaps (C3), and none is made twice (C2).
 
-    def answered(self, saved: Saved) -> None:
-        """Take note of what a writer was told."""
-        if saved.projected:
-            key = saved.entity.key
-            self.acknowledged[key] = max(self.acknowledged.get(key, 0), saved.entity.version)
+        A document that says to be ``once`` is of a Save that several callers repeat.
+        """
+        versions = self.written.setdefault(key, {})
+        if version != len(versions) + 1:
+            raise ViolationError("C3", f"version {version} after {len(versions)}")
+        if data and "once" in data and data in versions.values():
+            raise ViolationError("C2", f"{data} was applied again, as version {version}")
+        versions[version] = data
+
+    def answered(self, key: EntityKey, outcome: Outcome, once: Any = None) -> None:
+        """Take note of what a writer was told; of a repeated Save, the version that it made."""
+        (applied,) = outcome.answer
+        if once is not None and self.written[key].get(applied.version) != once:
+            raise ViolationError("C2", f"{once} was answered with version {applied.version}")
+        if outcome.projected:
+            self.acknowledged[key] = max(self.acknowledged.get(key, 0), applied.version)
 
     def newest(self, key: EntityKey) -> int:
         """Return the version that was committed last, 0 if there is none."""
@@ -70,16 +79,18 @@ class Claims:
         if (found.data if found else None) != expected:
             raise ViolationError("C3", f"{key} at {version} is {expected}, read as {found}")
 
-    def read_failed(self, error: StoreError) -> None:
-        """Take note of a read without an answer: there is none while Aurora is up (C10)."""
+    def read_failed(self, error: StoreError, *, excused: bool = False) -> None:
+        """Take note of a read without an answer: there is none while its home is up (C10)."""
+        if excused:
+            return
         self.reads += 1
         self.unanswered += 1
         if not self.reads_may_fail:
             raise ViolationError("C10", f"a read was not answered: {error!r}")
 
-    def write_failed(self, error: StoreError) -> None:
-        """Take note of a write that failed: there is none while Aurora is up (C10)."""
-        if not self.writes_may_fail:
+    def write_failed(self, error: StoreError, *, excused: bool) -> None:
+        """Take note of a write that failed: there is none while its home is up (C10)."""
+        if not (excused or self.writes_may_fail):
             raise ViolationError("C10", f"a write failed: {error!r}")
 
     def holds(self, tier: str, key: EntityKey, version: int) -> None:

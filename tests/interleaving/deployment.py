@@ -12,20 +12,26 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, cast
+
+from duostore_server.storage.dynamodb.heads import direct_heads
 
 from duostore_server import codec
 from duostore_server.access.checks import Checks
+from duostore_server.access.committing import Committer
+from duostore_server.access.dynamodb_home import DynamoDBHome
 from duostore_server.access.flights import Flights
 from duostore_server.access.propagation import Propagation
 from duostore_server.access.reading import Reader
+from duostore_server.access.sources import HeadSource, ProjectedSource
 from duostore_server.access.writing import Writer
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.policies import KindPolicy, Policies, ProjectionMode
+from duostore_server.domain.policies import Home, KindPolicy, Policies, ProjectionMode
 from duostore_server.storage.cache.memcached import MemcachedCache
+from duostore_server.storage.dynamodb.idempotency import direct_records
 from duostore_server.storage.dynamodb.projections import direct_projections
-from duostore_server.workers.completer import Completer
+from duostore_server.workers.deferred import Deferred
 from duostore_server.workers.projector import Projector
 from tests.interleaving.stores import Stores, must_be_readable
 from tests.support.fake_authority import FakeAuthority
@@ -35,19 +41,27 @@ from tests.support.simulated_memcached import connect_to
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from duostore_server.access.drafting import Drafting
+    from duostore_server.domain.ports import Heads, IdempotencyRecords
     from duostore_server.storage.dynamodb.projections import DynamoProjections
     from tests.interleaving.scheduler import World
 
 
-def _kind(projection: ProjectionMode) -> KindPolicy:
-    return KindPolicy(cache_ttl=60, absent_ttl=10, projection=projection, max_bytes=1000)
+def _kind(projection: ProjectionMode, home: Home = Home.AURORA) -> KindPolicy:
+    return KindPolicy(cache_ttl=60, absent_ttl=10, projection=projection, max_bytes=1000, home=home)
 
 
 _POLICIES = Policies(
-    {"proposal": _kind(ProjectionMode.INLINE), "note": _kind(ProjectionMode.ASYNC)}
+    {
+        "proposal": _kind(ProjectionMode.INLINE),
+        "note": _kind(ProjectionMode.ASYNC),
+        "state": _kind(ProjectionMode.INLINE, Home.DYNAMODB),
+    }
 )
 _NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 _NODE = "cache:11211"
+# No scene publishes a snapshot.
+NO_DRAFTS = cast("Drafting", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +72,8 @@ class Design:
     dynamodb: type[SimulatedDynamoDB] = SimulatedDynamoDB
     cache: type[MemcachedCache] = MemcachedCache
     propagation: type[Propagation] = Propagation
+    dynamodb_home: type[DynamoDBHome] = DynamoDBHome
+    source: type[ProjectedSource] = ProjectedSource
     reader: type[Reader] = Reader
 
 
@@ -70,7 +86,7 @@ class Deployment(Stores):
         self.statements = True
         self._design = design
         self._nonces_of: dict[str, itertools.count[int]] = {}
-        self._completers: dict[str, Completer] = {}
+        self._completers: dict[str, Deferred[int]] = {}
 
     def kill(self, name: str) -> None:
         """Let a process die where it stands, and with it what it does beside its requests."""
@@ -80,13 +96,14 @@ class Deployment(Stores):
 
     def make_reader(self) -> Reader:
         return self._design.reader(
-            authority=self.authority,
-            projections=self._projections(),
+            sources={
+                Home.AURORA: self._design.source(self.authority, self._projections(), codec.encode),
+                Home.DYNAMODB: HeadSource(self._heads(), codec.head_entity, lambda: _NOON),
+            },
             cache=self._cache(),
             policies=_POLICIES,
             checks=Checks(_POLICIES),
             flights=Flights(),
-            encode=codec.encode,
             pauses=(0.005, 0.010),
             pause=lambda _: self.world.step("pause"),
             jitter=lambda: 1.0,
@@ -96,11 +113,26 @@ class Deployment(Stores):
 
     def make_writer(self, name: str) -> Writer:
         return Writer(
-            authority=self.authority,
-            propagation=self._propagation(),
-            completions=self.completer_beside(name),
+            committer=Committer(
+                authority=self.authority,
+                records=self._records(),
+                propagation=self._propagation(),
+                completions=self.completer_beside(name),
+                # Never sent: what DynamoDB does not remember the authority does.
+                answers=Deferred(lambda _notes, _deadline: None, batch=1),
+                policies=_POLICIES,
+            ),
+            dynamodb_home=self._design.dynamodb_home(
+                heads=self._heads(),
+                cache=self._cache(),
+                policies=_POLICIES,
+                encode=codec.encode_head,
+                now=lambda: _NOON,
+            ),
+            drafting=NO_DRAFTS,
             policies=_POLICIES,
             checks=Checks(_POLICIES),
+            keep=timedelta(hours=24),
         )
 
     def make_projector(self) -> Projector:
@@ -112,9 +144,9 @@ class Deployment(Stores):
             budget=3600,
         )
 
-    def completer_beside(self, name: str) -> Completer:
+    def completer_beside(self, name: str) -> Deferred[int]:
         """Return the completer of a process, the same each time."""
-        return self._completers.setdefault(name, Completer(self.authority))
+        return self._completers.setdefault(name, Deferred(self.authority.complete, batch=500))
 
     def notes(self, name: str) -> Hashable:
         """Return what the completer of a process has noted."""
@@ -131,6 +163,24 @@ class Deployment(Stores):
             pause=lambda _: self.world.step("pause"),
             clock=lambda: 0.0,
             statements=self.statements,
+        )
+
+    def _heads(self) -> Heads:
+        return direct_heads(
+            self.dynamodb.client,
+            prefix="",
+            unreadable=must_be_readable,
+            pause=lambda _: self.world.step("pause"),
+            clock=lambda: 0.0,
+            nonces=self._nonces(),
+        )
+
+    def _records(self) -> IdempotencyRecords:
+        return direct_records(
+            self.dynamodb.client,
+            prefix="",
+            pause=lambda _: self.world.step("pause"),
+            clock=lambda: 0.0,
         )
 
     def _cache(self) -> MemcachedCache:

@@ -6,8 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from duostore_server.access.dynamodb_home import DynamoDBHome
 from duostore_server.access.propagation import Propagation
 from duostore_server.access.reading import Reader
+from duostore_server.access.sources import ProjectedSource
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.entities import Lease
 from duostore_server.domain.errors import Store, StoreError, StoreUnavailableError
@@ -18,10 +20,17 @@ from tests.support.fake_authority import FakeAuthority
 from tests.support.simulated_dynamodb import SimulatedDynamoDB
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
-    from duostore_server.domain.entities import Cached, Change, Entity, Reading, Written
+    from duostore_server.domain.entities import Cached, Entity, Projection, Reading
     from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.transactions import (
+        Change,
+        Committed,
+        Outcome,
+        Transaction,
+        Written,
+    )
     from tests.interleaving.scenes import Scene
     from tests.support.fake_authority import Row
 
@@ -58,16 +67,16 @@ class _NoReplyDelete(MemcachedCache):
 class _CacheBeforeDynamoDB(Propagation):
     """Makes the entry vacant while DynamoDB still holds the old version."""
 
-    def propagate(self, entity: Entity, deadline: Deadline) -> bool:
-        return self._invalidate(entity) and self._put(entity, deadline)
+    def propagate(self, entities: Sequence[Entity], deadline: Deadline) -> bool:
+        return self._invalidate(entities) and self._put(entities, deadline)
 
 
 class _FailedPutIsDone(Propagation):
     """Acknowledges a version as projected whether it was put or not."""
 
-    def propagate(self, entity: Entity, deadline: Deadline) -> bool:
-        self._put(entity, deadline)
-        return self._invalidate(entity)
+    def propagate(self, entities: Sequence[Entity], deadline: Deadline) -> bool:
+        self._put(entities, deadline)
+        return self._invalidate(entities)
 
 
 class _UnconditionalPut(SimulatedDynamoDB):
@@ -159,14 +168,14 @@ class _DynamoDBIgnoresMinVersion(Reader):
         return super()._read_source(keys, 0, *args)
 
 
-class _NewestVersionOldPayload(Reader):
-    """Takes the version that DynamoDB turned out to hold, and the payload that it read before."""
+class _NewestVersionOldPayload(ProjectedSource):
+    """Takes the version that DynamoDB turned out to hold, and the payload that it put itself."""
 
-    def _reproject(self, key: EntityKey, row: Entity | None, *args: Any) -> tuple[Reading, bool]:
-        reading, cacheable = super()._reproject(key, row, *args)
-        if row is None or reading.payload is None:
-            return reading, cacheable
-        return replace(reading, payload=self._encode(row)), cacheable
+    def _put_missing(self, mine: Any, *args: Any) -> Mapping[EntityKey, Projection]:
+        return {
+            key: replace(now, payload=mine[key].payload) if key in mine and now.payload else now
+            for key, now in super()._put_missing(mine, *args).items()
+        }
 
 
 class _GivesUpOnLeases(Reader):
@@ -179,9 +188,25 @@ class _GivesUpOnLeases(Reader):
 class _StrongFromDynamoDB(Reader):
     """Reads DynamoDB, strongly consistent, where the authority was asked for."""
 
-    def _read_authority(self, key: EntityKey, deadline: Deadline) -> Reading:
+    def _read_home(self, key: EntityKey, deadline: Deadline) -> Reading:
         reading, _ = self._read_source([key], 0, deadline)[key]
         return reading
+
+
+class _DeletesBeforeItWrites(DynamoDBHome):
+    """Makes the entry vacant while DynamoDB still holds the old version."""
+
+    def write(self, change: Change, *args: Any) -> Outcome:
+        busted = self._bust(change.key)
+        self._bust = lambda key: busted  # type: ignore[method-assign]  # noqa: ARG005
+        return super().write(change, *args)
+
+
+class _ForgetsTheKey(FakeAuthority):
+    """Applies whatever comes, whether it came before or not."""
+
+    def write(self, transaction: Transaction, deadline: Deadline) -> Committed:
+        return super().write(replace(transaction, idempotency=None), deadline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,13 +247,19 @@ MUTANTS: Mapping[str, Mutant] = {
         "C6", scenes.save_and_read, Design(reader=_ReadsBeforeTheLease)
     ),
     "payload of another version": Mutant(
-        "C3", scenes.first_saves, Design(reader=_NewestVersionOldPayload)
+        "C3", scenes.first_saves, Design(source=_NewestVersionOldPayload)
     ),
     "min_version not asked of the cache": Mutant(
         "C4", scenes.own_write_is_read, Design(reader=_CacheIgnoresMinVersion)
     ),
     "min_version not asked of DynamoDB": Mutant(
         "C4", scenes.own_write_is_read, Design(reader=_DynamoDBIgnoresMinVersion)
+    ),
+    "deletes before it writes, at home in DynamoDB": Mutant(
+        "C6", scenes.state_is_saved_and_read, Design(dynamodb_home=_DeletesBeforeItWrites)
+    ),
+    "idempotency key not taken with the write": Mutant(
+        "C2", scenes.two_repeat, Design(authority=_ForgetsTheKey)
     ),
     "strong read from DynamoDB": Mutant(
         "C6", scenes.strong_read, Design(reader=_StrongFromDynamoDB)

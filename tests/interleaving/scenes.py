@@ -6,10 +6,10 @@ upon it: in an empty deployment there is nothing stale to be read.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from tests.interleaving.deployment import soon
-from tests.interleaving.stores import ASYNC, ASYNC_OTHER, KEYS
+from tests.interleaving.stores import ASYNC, ASYNC_OTHER, PROJECTED, STATE
 
 if TYPE_CHECKING:
     import random
@@ -165,11 +165,65 @@ def dynamodb_lags(s: Stage) -> None:
     """Version 2 was committed and not projected when DynamoDB is cut off."""
     s.prime(ASYNC)
     writer = s.make_writer("before")
-    s.write(lambda: writer.save(ASYNC, {"by": "before"}, None, soon()))
+    s.write(ASYNC, partial(writer.save, ASYNC, {"by": "before"}, None))
     s.cut(s.dynamodb, off=True)
     s.reader("reader", ASYNC, times=2, tokens=False)
     s.event("mend DynamoDB", lambda: s.cut(s.dynamodb, off=False))
     s.event("evict", lambda: s.evict(ASYNC))
+
+
+def state_is_saved_and_read(s: Stage) -> None:
+    s.prime(STATE, cached=True)
+    s.saver("saver", STATE)
+    s.reader("reader", STATE, times=2)
+    s.event("evict", lambda: s.evict(STATE))
+
+
+def state_of_two_savers(s: Stage) -> None:
+    s.prime(STATE, cached=True)
+    s.saver("saver1", STATE)
+    s.saver("saver2", STATE)
+    s.reader("reader", STATE)
+    s.event("evict", lambda: s.evict(STATE))
+
+
+def saver_of_state_dies(s: Stage) -> None:
+    s.prime(STATE, cached=True)
+    s.saver("saver", STATE)
+    s.deleter("deleter", STATE)
+    s.reader("reader", STATE)
+    s.event("kill", lambda: s.kill("saver"))
+
+
+def state_without_aurora(s: Stage) -> None:
+    """What is at home in DynamoDB is written and read all the same."""
+    s.prime(STATE)
+    s.cut_aurora(off=True)
+    s.editor("editor", STATE)
+    s.reader("reader", STATE)
+
+
+def two_repeat(s: Stage) -> None:
+    s.prime()
+    s.repeater("repeater1", times=1)
+    s.repeater("repeater2", times=1)
+    s.event("kill", lambda: s.kill("repeater1"))
+
+
+def two_repeat_state(s: Stage) -> None:
+    s.prime(STATE)
+    s.repeater("repeater1", STATE)
+    s.repeater("repeater2", STATE, times=1)
+    s.event("kill", lambda: s.kill("repeater1"))
+
+
+def state_of_two_savers_and_two_readers(s: Stage) -> None:
+    s.prime(STATE, cached=True)
+    s.saver("saver1", STATE)
+    s.saver("saver2", STATE)
+    s.reader("reader1", STATE)
+    s.reader("reader2", STATE)
+    s.event("evict", lambda: s.evict(STATE), lambda: s.evict(STATE))
 
 
 def two_readers_and_a_restart(s: Stage) -> None:
@@ -209,8 +263,19 @@ SMALL = [
     strong_read,
     too_large_for_dynamodb,
     dynamodb_lags,
+    state_is_saved_and_read,
+    state_of_two_savers,
+    saver_of_state_dies,
+    state_without_aurora,
+    two_repeat,
+    two_repeat_state,
 ]
-LARGER = [two_readers_and_a_restart, two_savers_and_a_projector, cache_is_cut_off_from_two]
+LARGER = [
+    state_of_two_savers_and_two_readers,
+    two_readers_and_a_restart,
+    two_savers_and_a_projector,
+    cache_is_cut_off_from_two,
+]
 
 
 def everything(rng: random.Random) -> Scene:
@@ -224,7 +289,7 @@ def everything(rng: random.Random) -> Scene:
             s.prime(cached=perhaps(0.5))
         s.statements = perhaps(0.8)
         s.saver("saver1", times=rng.randint(1, 2), large=not s.statements and perhaps(0.5))
-        s.saver("saver2", rng.choice(KEYS))
+        s.saver("saver2", rng.choice(PROJECTED))
         s.reader("reader1", times=2)
         s.reader("reader2", strong=perhaps(0.1))
         for share, add in _OTHERS:
@@ -246,6 +311,7 @@ def cut_cache(s: Stage) -> None:
 
 
 def cut_dynamodb(s: Stage) -> None:
+    s.claims.state_may_fail = True
     s.event(
         "cut DynamoDB", lambda: s.cut(s.dynamodb, off=True), lambda: s.cut(s.dynamodb, off=False)
     )
@@ -269,12 +335,23 @@ _OTHERS: list[tuple[float, Scene]] = [
     (0.1, lambda s: s.client("client")),
     (0.1, lambda s: s.client("async client", ASYNC)),
     (0.2, lambda s: s.editor("editor")),
+    (0.2, lambda s: s.repeater("repeater1")),
+    (0.2, lambda s: s.repeater("repeater2")),
+    (0.2, lambda s: s.saver("state saver1", STATE)),
+    (0.2, lambda s: s.saver("state saver2", STATE, times=2)),
+    (0.2, lambda s: s.deleter("state deleter", STATE)),
+    (0.2, lambda s: s.reader("state reader1", STATE, times=2)),
+    (0.2, lambda s: s.reader("state reader2", STATE)),
+    (0.2, lambda s: s.editor("state editor", STATE)),
+    (0.1, lambda s: s.repeater("state repeater1", STATE)),
+    (0.1, lambda s: s.repeater("state repeater2", STATE)),
 ]
 _FAULTS: list[Scene] = [
     cut_cache,
     cut_dynamodb,
     cut_aurora,
     lambda s: s.event("evict", s.evict, s.evict),
+    lambda s: s.event("evict state", lambda: s.evict(STATE)),
     lambda s: s.event("restart", s.node.restart),
     *map(_death_of, ("saver1", "reader1", "deleter", "projector0")),
 ]

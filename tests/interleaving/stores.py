@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 
+from duostore_server import codec
 from duostore_server.domain.entities import Cached
 from duostore_server.domain.errors import Store, StoreUnavailableError, WriteOutcomeUnknownError
 from duostore_server.domain.keys import EntityKey
 from duostore_server.storage.cache.entries import decode as decode_entry
 from duostore_server.storage.cache.keys import Namespace
+from duostore_server.storage.dynamodb.head_items import HEAD
 from duostore_server.storage.dynamodb.items import decode as decode_item
-from duostore_server.storage.dynamodb.tables import create_tables, projection_table
+from duostore_server.storage.dynamodb.tables import (
+    create_tables,
+    projection_table,
+    snapshot_table,
+)
 from tests.interleaving.claims import Claims, ViolationError
 from tests.support.simulated_dynamodb import Delivery, Fault, SimulatedDynamoDB
 from tests.support.simulated_memcached import Item, SimulatedMemcached
@@ -22,7 +28,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Hashable
 
-    from duostore_server.domain.entities import Written
+    from duostore_server.domain.transactions import Written
     from tests.interleaving.scheduler import World
     from tests.support.fake_authority import FakeAuthority
 
@@ -30,7 +36,10 @@ KEY = EntityKey("", "proposal", "1")
 OTHER = EntityKey("", "proposal", "2")
 ASYNC = EntityKey("", "note", "1")
 ASYNC_OTHER = EntityKey("", "note", "2")
-KEYS = (KEY, OTHER, ASYNC, ASYNC_OTHER)
+# Of a kind at home in DynamoDB.
+STATE = EntityKey("", "state", "1")
+PROJECTED = (KEY, OTHER, ASYNC, ASYNC_OTHER)
+KEYS = (*PROJECTED, STATE)
 # Items past this are refused: a document of that size leaves a stub.
 ITEM_MAX = 400
 
@@ -102,6 +111,7 @@ class Stores:
             error = ReadTimeoutError(endpoint_url="simulated:")
             return Fault(error, rng.choice(list(Delivery)))
 
+        self.claims.state_may_fail = True
         self.node.fault = fault
         self.dynamodb.fault = fault_of_boto
         self.dynamodb.unprocessed = lambda _label: chance()
@@ -121,13 +131,19 @@ class Stores:
         self.deliver()
 
     def check_tiers(self) -> None:
-        """Check after each step that no tier went back in version (C5)."""
+        """Check after each step that no tier went back in version (C5).
+
+        What has been written to the home of a kind in DynamoDB is seen here as well.
+        """
         for key in KEYS:
             held = self.node.item(_CACHE_NAMES[key]), self.projected_item(key)
-            if held == self._checked.get(key, (None, None)):
+            before = self._checked.get(key, (None, None))
+            if held == before:
                 continue
             self._checked[key] = held
             cached, version = self.cached(key), self.projected(key)
+            if key == STATE and held[1] != before[1]:
+                self._see_what_was_committed()
             if cached is not None:
                 self.claims.holds("the cache", key, cached.version)
             if version is not None:
@@ -141,12 +157,27 @@ class Stores:
 
     def projected_item(self, key: EntityKey) -> Any:
         """Return the item that DynamoDB holds of a key, or None."""
+        if key == STATE:
+            return self.dynamodb.item(snapshot_table(""), str(key), HEAD)
         return self.dynamodb.item(projection_table(""), str(key))
 
     def projected(self, key: EntityKey) -> int | None:
         """Return the version that DynamoDB holds of a key, or None."""
         item = self.projected_item(key)
-        return decode_item(key, item, must_be_readable).version if item else None
+        if item is None:
+            return None
+        if key == STATE:
+            return int(item["number"]["N"])
+        return decode_item(key, item, must_be_readable).version
+
+    def _see_what_was_committed(self) -> None:
+        """Take note of the versions of a head: several at a time, when what is late arrives."""
+        items = self.dynamodb.states(snapshot_table(""), str(STATE), HEAD)
+        for item in items[self.claims.newest(STATE) + 1 :]:
+            assert item is not None
+            payload = item.get("payload")
+            data = None if payload is None else codec.document_of(payload["B"])
+            self.claims.committed(STATE, int(item["number"]["N"]), data)
 
     def held(self) -> Hashable:
         """Return all that the rest of an execution depends on, but for its actors."""
@@ -164,7 +195,8 @@ class Stores:
             raise StoreUnavailableError(Store.AURORA)
 
     def _after_commit(self, written: Written) -> None:
-        self.claims.committed(written)
+        entity = written.entity
+        self.claims.committed(entity.key, entity.version, entity.data)
         if self._commit_answer_lost():
             raise WriteOutcomeUnknownError(Store.AURORA)
 

@@ -20,10 +20,20 @@ CONFIG = """
 [kinds.proposal]
 schema = "proposal.json"
 max_bytes = "64KiB"
+snapshots = {}
 [kinds.note]
 max_bytes = "4MiB"
+snapshots = { consolidate_every = "1s" }
+[kinds.memo]
+snapshots = { keep = "0s" }
 [kinds.tag]
 projection = "async"
+[kinds.state]
+home = "dynamodb"
+max_bytes = "4MiB"
+[kinds.session]
+home = "dynamodb"
+ttl = "2s"
 [server]
 max_message_bytes = "24MiB"
 max_answer_bytes = "24MiB"
@@ -79,6 +89,12 @@ def notes(channel: grpc.Channel) -> Caller:
 def proposals(channel: grpc.Channel) -> Caller:
     """Somebody who calls for a kind with a schema."""
     return Caller(channel, kind="proposal")
+
+
+@pytest.fixture(params=["note", "state"])
+def either(channel: grpc.Channel, request: pytest.FixtureRequest) -> Caller:
+    """Somebody who calls for a kind at home in Aurora, and one at home in DynamoDB."""
+    return Caller(channel, kind=request.param)
 
 
 @pytest.fixture

@@ -48,7 +48,8 @@ class Hanging:
         self.go_on.wait(CALL_SECONDS)
         return b""
 
-    Get = BatchGet = Save = Delete = _answer
+    Get = BatchGet = Save = Delete = Transact = _answer
+    Snapshot = GetSnapshot = ListSnapshots = _answer
 
 
 class Server:

@@ -36,6 +36,7 @@ LOST = status(grpc.StatusCode.UNKNOWN, "answer lost", "WRITE_OUTCOME_UNKNOWN")
 LATE = status(grpc.StatusCode.DEADLINE_EXCEEDED, "too late", "DEADLINE_EXCEEDED")
 CUT = status(grpc.StatusCode.UNKNOWN, "Stream removed")
 LIMITED = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
+DUPLICATE = status(grpc.StatusCode.ABORTED, "under way", "DUPLICATE_IN_PROGRESS")
 BUSY = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much work", "OVERLOADED")
 
 
@@ -165,7 +166,7 @@ def test_the_last_line_of_an_id_wins(
         assert [saved["n"] for saved in service.saved[id_]] == expected
 
 
-@pytest.mark.parametrize("answer", [DOWN, BUSY, LATE, LOST, CUT, LIMITED])
+@pytest.mark.parametrize("answer", [DOWN, BUSY, LATE, LOST, CUT, LIMITED, DUPLICATE])
 def test_what_may_pass_is_tried_again(
     service: RecordingService, served: Served, source: Path, answer: status_pb2.Status
 ) -> None:
@@ -184,7 +185,7 @@ def test_what_may_pass_is_tried_again(
     assert {id_: len(saved) for id_, saved in service.saved.items()} == dict.fromkeys("abcd", 1)
 
 
-def test_a_line_whose_answer_was_lost_may_be_saved_twice_but_not_differently(
+def test_a_line_whose_answer_was_lost_is_saved_once(
     service: RecordingService, served: Served, source: Path
 ) -> None:
     lost: set[str] = set()
@@ -196,10 +197,53 @@ def test_a_line_whose_answer_was_lost_may_be_saved_twice_but_not_differently(
 
     service.lost = losing
     _write(source, "ab")
+    assert _load(source, served, "--json").exit_code == 0
+    assert {id_: len(saved) for id_, saved in service.saved.items()} == {"a": 1, "b": 1}
+    assert len(service.asked) == 4
+
+
+def test_each_line_of_each_load_has_a_key_of_its_own(
+    service: RecordingService, served: Served, source: Path
+) -> None:
+    _write(source, "abc")
+    for load in (1, 2):
+        assert _load(source, served).exit_code == 0
+        assert len({asked.request.idempotency_key for asked in service.asked}) == 3 * load
+    assert {len(saved) for saved in service.saved.values()} == {2}, "the second saves all anew"
+
+
+def test_a_load_that_was_killed_before_it_noted_anything_repeats_its_keys(
+    service: RecordingService, served: Served, source: Path
+) -> None:
+    _write(source, "a")
+    released = threading.Event()
+
+    def losing(_: Any) -> None:
+        released.wait(60)
+
+    service.lost = losing
+    with start_load(source, served.address) as load:
+        eventually(lambda: service.saved, within=30, what="the line is saved")
+        load.kill()
+        load.communicate(timeout=30)
+    released.set()
     assert _load(source, served).exit_code == 0
-    for saved in service.saved.values():
-        assert len(saved) == 2
-        assert saved[0] == saved[1]
+    first, second = (asked.request.idempotency_key for asked in service.asked)
+    assert re.fullmatch("load-[0-9a-f]{32}-1", first)
+    assert first == second
+    assert len(service.saved["a"]) == 1
+
+
+def test_a_line_that_changed_under_an_interrupted_load_stops_it(
+    service: RecordingService, served: Served, source: Path
+) -> None:
+    reused = status(grpc.StatusCode.INVALID_ARGUMENT, "used", "IDEMPOTENCY_KEY_REUSED")
+    service.failing = lambda _: reused
+    _write(source, "a")
+    ran = _load(source, served)
+    assert ran.exit_code == 2
+    assert ran.stdout.startswith("line 1: it has changed since an earlier run of this load saved")
+    assert not source.with_name(source.name + ".rejected").exists()
 
 
 def test_a_service_that_stays_away_stops_the_load_and_a_repeat_goes_on(
@@ -228,7 +272,7 @@ def test_a_service_that_is_not_there_stops_the_load(source: Path) -> None:
     summary = json.loads(ran.stdout)
     assert (summary["ending"], summary["lines"], summary["next_line"]) == ("unavailable", 0, 1)
     assert "failed to connect" in summary["why"]
-    assert _files(source) == {""}
+    assert _files(source) == {"", ".load-progress"}
 
 
 def test_a_load_goes_on_when_the_service_comes_back(
@@ -278,6 +322,9 @@ def test_what_no_other_line_would_get_past_stops_the_load(  # noqa: PLR0917 - it
     assert re.match(f"line [1-4]: {re.escape(why)}", ran.stdout)
     assert "nothing is lost" not in ran.stdout, "nothing was done"
     assert len(service.asked) <= 4
+    service.failing = lambda _: None
+    ran = duostore("load", str(source), "--kind", "j", "--id", "id", "--target", served.address)
+    assert ran.exit_code == 0, "nothing was done, so that it may be said otherwise"
     assert _files(source) == {""}
 
 
@@ -419,7 +466,7 @@ def test_a_second_interrupt_ends_at_once(
     assert len(service.saved) == 50
 
 
-def test_a_load_killed_again_and_again_loses_nothing_and_repeats_no_rejection(
+def test_a_load_killed_again_and_again_loses_nothing_and_repeats_nothing(
     service: RecordingService, served: Served, source: Path
 ) -> None:
     chance = random.Random(11)
@@ -454,4 +501,5 @@ def test_a_load_killed_again_and_again_loses_nothing_and_repeats_no_rejection(
     assert sorted(entry["line"] for entry in _rejected(source)) == sorted(bad)
     last = {str(id_): n for n, id_ in enumerate(ids, start=1) if n not in bad}
     assert {id_: saved[-1]["n"] for id_, saved in service.saved.items()} == last
+    assert sum(len(saved) for saved in service.saved.values()) == 3600, "no line is saved twice"
     assert _files(source) == {"", ".rejected"}

@@ -94,6 +94,7 @@ def test_save_prints_what_became_of_it(service: RecordingService, served: Served
         "version": 1,
         "update_time": "2026-01-02T03:04:05Z",
         "projection": "pending",
+        "replayed": False,
     }
     assert service.saved == {"p1": [json.loads(text)]}
     assert service.asked[0].request.WhichOneof("precondition") is None
@@ -150,6 +151,23 @@ def test_delete_prints_the_version_that_it_is(service: RecordingService, served:
     assert (asked.method, asked.request.if_version) == ("Delete", 8)
     duostore("delete", "k", "i", "--target", served.address)
     assert service.asked[1].request.WhichOneof("precondition") is None
+
+
+@pytest.mark.parametrize("command", [["save", "k", "i", "--data", "{}"], ["delete", "k", "i"]])
+def test_a_write_with_an_idempotency_key_is_just_repeated(
+    service: RecordingService, served: Served, command: list[str]
+) -> None:
+    late = status(grpc.StatusCode.DEADLINE_EXCEEDED, "too late", "DEADLINE_EXCEEDED")
+    service.failing = lambda _: late
+    ran = duostore(*command, "--idempotency-key", "job 7", "--target", served.address)
+    assert ran.exit_code == 3
+    assert ran.stderr.splitlines()[1] == (
+        "It may or may not have been applied: repeat the command as it is; its idempotency key "
+        "lets it be applied once."
+    )
+    service.failing = lambda _: None
+    assert duostore(*command, "--target", served.address).exit_code == 0
+    assert [asked.request.idempotency_key for asked in service.asked] == ["job 7", ""]
 
 
 def test_every_call_has_a_request_id_of_its_own(service: RecordingService, served: Served) -> None:
@@ -219,6 +237,30 @@ READ_FIRST = "It may or may not have been applied: read it with `duostore get --
             status(grpc.StatusCode.UNKNOWN, "answer lost", "WRITE_OUTCOME_UNKNOWN"),
             3,
             ["answer lost (WRITE_OUTCOME_UNKNOWN, request id r-1)", READ_FIRST],
+        ),
+        (
+            status(grpc.StatusCode.ABORTED, "under way", "DUPLICATE_IN_PROGRESS", RETRY),
+            3,
+            [
+                "under way (DUPLICATE_IN_PROGRESS, request id r-1)",
+                "Repeat the command as it is, in 3 s.",
+            ],
+        ),
+        (
+            status(grpc.StatusCode.INVALID_ARGUMENT, "used before", "IDEMPOTENCY_KEY_REUSED"),
+            2,
+            [
+                "used before (IDEMPOTENCY_KEY_REUSED, request id r-1)",
+                "Give each intention an --idempotency-key of its own.",
+            ],
+        ),
+        (
+            status(grpc.StatusCode.NOT_FOUND, "no snapshot 4", "SNAPSHOT_NOT_FOUND"),
+            1,
+            [
+                "no snapshot 4 (SNAPSHOT_NOT_FOUND, request id r-1)",
+                "`duostore snapshots` lists those that there are.",
+            ],
         ),
         (
             status(grpc.StatusCode.DEADLINE_EXCEEDED, "too late", "DEADLINE_EXCEEDED"),

@@ -23,6 +23,16 @@ from duostore import (
     UnavailableError,
 )
 from duostore.v1 import data_access_pb2, entity_pb2
+from tests.support.answers import (
+    CREATED,
+    UPDATED,
+    appended,
+    key_message,
+    page,
+    snapshot_message,
+    stored,
+    written,
+)
 from tests.support.scripted_service import (
     DIRECT,
     ScriptedService,
@@ -42,8 +52,6 @@ if TYPE_CHECKING:
 # Deadlines travel with two or three digits, rounded up.
 ROUNDED = 1.05
 
-CREATED = datetime(2024, 2, 29, 23, 59, 59, 123456, UTC)
-UPDATED = datetime(2025, 1, 1, 0, 0, 0, 1, UTC)
 CACHED = datetime(2025, 1, 1, 0, 0, 7, tzinfo=UTC)
 
 FROM_CACHE = entity_pb2.Receipt(served_from=entity_pb2.STORE_CACHE)
@@ -51,30 +59,8 @@ FROM_CACHE.cached_time.FromDatetime(CACHED)
 FROM_AURORA = entity_pb2.Receipt(served_from=entity_pb2.STORE_AURORA)
 
 
-def key_message(key: Key) -> entity_pb2.EntityKey:
-    return entity_pb2.EntityKey(tenant=key.tenant, kind=key.kind, id=key.id)
-
-
-def stored(key: Key, data: dict[str, Any], version: int = 1) -> entity_pb2.Entity:
-    message = entity_pb2.Entity(key=key_message(key), version=version)
-    message.data.update(data)
-    message.create_time.FromDatetime(CREATED)
-    message.update_time.FromDatetime(UPDATED)
-    return message
-
-
 def got(key: Key, data: dict[str, Any], version: int = 1) -> data_access_pb2.GetResponse:
     return data_access_pb2.GetResponse(entity=stored(key, data, version), receipt=FROM_CACHE)
-
-
-def written(
-    kind: type[data_access_pb2.SaveResponse | data_access_pb2.DeleteResponse],
-    version: int,
-    projection: entity_pb2.Projection.ValueType,
-) -> data_access_pb2.SaveResponse | data_access_pb2.DeleteResponse:
-    response = kind(version=version, projection=projection)
-    response.update_time.FromDatetime(UPDATED)
-    return response
 
 
 P1 = Key("proposal", "p1")
@@ -369,13 +355,25 @@ def test_the_client_s_timeout_counts_for_every_method(service: ScriptedService) 
     service.script("Get", got(P1, {}))
     service.script("BatchGet", found_and_missing([P1], frozenset()))
     service.script("Save", data_access_pb2.SaveResponse(version=1))
+    service.script("Save", data_access_pb2.SaveResponse(version=1))
     service.script("Delete", data_access_pb2.DeleteResponse(version=2))
+    service.script("Transact", data_access_pb2.TransactResponse())
+    service.script("Snapshot", appended(1))
+    service.script(
+        "GetSnapshot", data_access_pb2.GetSnapshotResponse(snapshot=snapshot_message(P1, 1))
+    )
+    service.script("ListSnapshots", page(P1, 2, token="t"), page(P1, 1))
     with client_of(service, timeout=50) as client:
         client.get("proposal", "p1")
         client.batch_get([P1])
         client.save("proposal", "p1", {})
+        client.publish("proposal", "p1")
         client.delete("proposal", "p1")
-    assert len(service.asked) == 4
+        client.transact([])
+        client.snapshot("proposal", "p1", {})
+        client.get_snapshot("proposal", "p1")
+        list(client.list_snapshots("proposal", "p1"))
+    assert len(service.asked) == 10
     assert all(45 < asked.remaining <= 50 * ROUNDED for asked in service.asked)
 
 

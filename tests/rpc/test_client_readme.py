@@ -10,7 +10,7 @@ import grpc
 
 import duostore
 from duostore.v1 import data_access_pb2, entity_pb2
-from tests.support.scripted_service import ScriptedService, client_of, serving
+from tests.support.scripted_service import ScriptedService, client_of, reason, serving, status
 
 if TYPE_CHECKING:
     import pytest
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 README = Path(__file__).parents[2] / "clients" / "python" / "README.md"
 BLOCKS = re.findall(r"(?ms)^```(\w+)\n(.*?)^```", README.read_text(encoding="utf-8"))
 SHELL = [block for language, block in BLOCKS if language == "sh"]
-FIRST, READING, WRITING, CONNECTING = [block for language, block in BLOCKS if language == "python"]
+PYTHON = [block for language, block in BLOCKS if language == "python"]
+FIRST, READING, WRITING, TRANSACTING, DRAFTING, CONNECTING = PYTHON
 
 
 def found(request: Any, _: grpc.ServicerContext) -> Message:
@@ -73,6 +74,38 @@ def test_writing_as_written() -> None:
     _, first, _, second = (asked.request for asked in service.asked)
     assert (first.if_version, first.data["status"]) == (7, "published")
     assert second.if_absent
+
+
+def applied(request: Any, _: grpc.ServicerContext) -> Message:
+    """Answer each mutation with the version 5."""
+    names = [getattr(part, part.WhichOneof("mutation")).key for part in request.mutations]
+    results = [data_access_pb2.MutationResult(key=key, version=5) for key in names]
+    return data_access_pb2.TransactResponse(results=results)
+
+
+def test_a_transaction_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+    service = ScriptedService()
+    mismatch = reason("VERSION_MISMATCH", expected="9", version="10", mutation="1")
+    service.script("Transact", applied, status(grpc.StatusCode.ABORTED, "no", mismatch))
+    with client_of(service) as client:
+        exec(TRANSACTING, {"duostore": duostore, "client": client})
+        exec(TRANSACTING, {"duostore": duostore, "client": client})
+    assert capsys.readouterr().out == ("[5, 5, 5, 5]\nmutation 1 was refused: VERSION_MISMATCH\n")
+
+
+def test_drafting_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+    service = ScriptedService()
+    key = entity_pb2.EntityKey(kind="proposal", id="p-1")
+    snapshot = entity_pb2.EntitySnapshot(key=key, sequence=3)
+    service.script("Snapshot", data_access_pb2.SnapshotResponse(sequence=3))
+    service.script("GetSnapshot", data_access_pb2.GetSnapshotResponse(snapshot=snapshot))
+    service.script("ListSnapshots", data_access_pb2.ListSnapshotsResponse(snapshots=[snapshot]))
+    service.script("Save", data_access_pb2.SaveResponse(version=2))
+    with client_of(service) as client:
+        exec(DRAFTING, {"client": client})
+    assert capsys.readouterr().out == "3 1970-01-01 00:00:00+00:00 {}\n"
+    published = service.asked[-1].request
+    assert (published.from_snapshot, published.if_version) == (3, 1)
 
 
 def test_connecting_as_written() -> None:

@@ -28,7 +28,7 @@ from tests.support.service import CALL_SECONDS, Caller, struct
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.support.in_process import InProcess
 
@@ -41,6 +41,8 @@ class Refusal:
         self.reason = ""
         self.metadata: dict[str, str] = {}
         self.fields: dict[str, str] = {}
+        self.subjects: list[str] = []
+        self.retries = False
         self.message = ""
         self.request_id = ""
 
@@ -57,17 +59,22 @@ def refused() -> Iterator[Refusal]:
     assert status is not None, call
     refusal.message = status.message
     for packed in status.details:
-        info, bad, request = (
+        info, bad, failure, request = (
             error_details_pb2.ErrorInfo(),
             error_details_pb2.BadRequest(),
+            error_details_pb2.PreconditionFailure(),
             error_details_pb2.RequestInfo(),
         )
         if packed.Unpack(info):
             refusal.reason, refusal.metadata = info.reason, dict(info.metadata)
         elif packed.Unpack(bad):
             refusal.fields = {v.field: v.description for v in bad.field_violations}
+        elif packed.Unpack(failure):
+            refusal.subjects = [v.subject for v in failure.violations]
         elif packed.Unpack(request):
             refusal.request_id = request.request_id
+        elif packed.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            refusal.retries = True
 
 
 def data_of(response: data_access_pb2.GetResponse) -> dict[str, Any]:
@@ -99,12 +106,12 @@ def test_what_is_saved_is_read_from_every_tier_in_turn(notes: Caller, id_: str) 
     assert second.receipt.cached_time.ToDatetime(UTC) >= saved.update_time.ToDatetime(UTC)
 
 
-def test_each_save_is_one_version_and_is_seen_at_once(notes: Caller, id_: str) -> None:
-    created = notes.save(id_, {"n": 1}).update_time
+def test_each_save_is_one_version_and_is_seen_at_once(either: Caller, id_: str) -> None:
+    created = either.save(id_, {"n": 1}).update_time
     for n in range(2, 12):
-        saved = notes.save(id_, {"n": n})
+        saved = either.save(id_, {"n": n})
         assert saved.version == n
-        read = notes.get(id_).entity
+        read = either.get(id_).entity
         assert (read.version, codec.plain(read.data)) == (n, {"n": n})
         assert read.create_time == created
         assert read.update_time == saved.update_time
@@ -159,80 +166,80 @@ def test_documents_of_any_size_come_back(notes: Caller, id_: str, size: int) -> 
 # Preconditions, Delete
 
 
-def test_if_version_lets_one_of_two_writers_through(notes: Caller, id_: str) -> None:
-    notes.save(id_, {"n": 1})
-    assert notes.save(id_, {"n": 2}, if_version=1).version == 2
+def test_if_version_lets_one_of_two_writers_through(either: Caller, id_: str) -> None:
+    either.save(id_, {"n": 1})
+    assert either.save(id_, {"n": 2}, if_version=1).version == 2
     with refused() as refusal:
-        notes.save(id_, {"n": "lost"}, if_version=1)
+        either.save(id_, {"n": "lost"}, if_version=1)
     assert refusal.code is grpc.StatusCode.ABORTED
     assert refusal.reason == "VERSION_MISMATCH"
     assert refusal.metadata == {"expected": "1", "version": "2"}
-    assert data_of(notes.get(id_)) == {"n": 2}
+    assert data_of(either.get(id_)) == {"n": 2}
 
 
-def test_if_absent(notes: Caller, id_: str) -> None:
-    assert notes.save(id_, {"n": 1}, if_absent=True).version == 1
+def test_if_absent(either: Caller, id_: str) -> None:
+    assert either.save(id_, {"n": 1}, if_absent=True).version == 1
     with refused() as refusal:
-        notes.save(id_, {"n": 2}, if_absent=True)
+        either.save(id_, {"n": 2}, if_absent=True)
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.ALREADY_EXISTS, "ENTITY_EXISTS")
     assert refusal.metadata == {"version": "1"}
-    notes.delete(id_)
-    assert notes.save(id_, {"n": 3}, if_absent=True).version == 3
+    either.delete(id_)
+    assert either.save(id_, {"n": 3}, if_absent=True).version == 3
 
 
 def test_a_deleted_entity_is_gone_from_every_tier_and_its_versions_go_on(
-    notes: Caller, id_: str
+    either: Caller, id_: str
 ) -> None:
-    notes.save(id_, {"n": 1})
-    notes.get(id_)
-    deleted = notes.delete(id_)
+    either.save(id_, {"n": 1})
+    either.get(id_)
+    deleted = either.delete(id_)
     assert (deleted.version, deleted.projection) == (2, PROJECTION_DONE)
     for freshness in ({}, {}, {"min_version": 2}, {"strong": True}):
         with refused() as refusal:
-            notes.get(id_, **freshness)
+            either.get(id_, **freshness)
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "ENTITY_NOT_FOUND")
         assert refusal.metadata == {"version": "2"}
-    saved = notes.save(id_, {"n": 3})
-    entity = notes.get(id_).entity
+    saved = either.save(id_, {"n": 3})
+    entity = either.get(id_).entity
     assert (saved.version, entity.version) == (3, 3)
     assert entity.create_time == saved.update_time
 
 
-def test_deletes_that_cannot_be(notes: Caller, id_: str) -> None:
+def test_deletes_that_cannot_be(either: Caller, id_: str) -> None:
     with refused() as absent:
-        notes.delete(id_)
+        either.delete(id_)
     assert (absent.code, absent.metadata) == (grpc.StatusCode.NOT_FOUND, {"version": "0"})
-    notes.save(id_, {"n": 1})
+    either.save(id_, {"n": 1})
     with refused() as mismatch:
-        notes.delete(id_, if_version=4)
+        either.delete(id_, if_version=4)
     assert (mismatch.code, mismatch.reason) == (grpc.StatusCode.ABORTED, "VERSION_MISMATCH")
-    notes.delete(id_, if_version=1)
+    either.delete(id_, if_version=1)
     with refused() as twice:
-        notes.delete(id_)
+        either.delete(id_)
     assert (twice.code, twice.metadata) == (grpc.StatusCode.NOT_FOUND, {"version": "2"})
 
 
 # Freshness
 
 
-def test_a_known_absence_does_not_hide_a_newer_version(notes: Caller, id_: str) -> None:
+def test_a_known_absence_does_not_hide_a_newer_version(either: Caller, id_: str) -> None:
     for _ in range(2):
         with refused():
-            notes.get(id_)
-    token = notes.save(id_, {"n": 1}).version
-    assert notes.get(id_, min_version=token).entity.version == 1
+            either.get(id_)
+    token = either.save(id_, {"n": 1}).version
+    assert either.get(id_, min_version=token).entity.version == 1
 
 
-def test_a_version_that_was_never_reached_is_told(notes: Caller, id_: str) -> None:
-    notes.save(id_, {"n": 1})
+def test_a_version_that_was_never_reached_is_told(either: Caller, id_: str) -> None:
+    either.save(id_, {"n": 1})
     with refused() as refusal:
-        notes.get(id_, min_version=7)
+        either.get(id_, min_version=7)
     assert (refusal.code, refusal.reason) == (
         grpc.StatusCode.FAILED_PRECONDITION,
         "MIN_VERSION_NOT_REACHED",
     )
     assert refusal.metadata == {"min_version": "7", "version": "1"}
-    assert notes.get(id_).entity.version == 1
+    assert either.get(id_).entity.version == 1
 
 
 # BatchGet
@@ -258,12 +265,12 @@ def test_a_batch_returns_what_is_found_in_order_and_what_is_missing(
     assert answers[2].receipt.HasField("cached_time")
 
 
-def test_a_batch_sees_each_save_at_once(notes: Caller, id_: str) -> None:
-    request = data_access_pb2.BatchGetRequest(keys=[notes.key(id_), notes.key(f"{id_}-other")])
-    assert len(notes.stub.BatchGet(request, timeout=CALL_SECONDS).missing) == 2
+def test_a_batch_sees_each_save_at_once(either: Caller, id_: str) -> None:
+    request = data_access_pb2.BatchGetRequest(keys=[either.key(id_), either.key(f"{id_}-other")])
+    assert len(either.stub.BatchGet(request, timeout=CALL_SECONDS).missing) == 2
     for n in range(1, 6):
-        notes.save(id_, {"n": n})
-        answer = notes.stub.BatchGet(request, timeout=CALL_SECONDS)
+        either.save(id_, {"n": n})
+        answer = either.stub.BatchGet(request, timeout=CALL_SECONDS)
         assert [entity.version for entity in answer.entities] == [n]
 
 
@@ -422,6 +429,14 @@ def test_every_rpc_is_measured(api: InProcess, notes: Caller, id_: str) -> None:
         data_access_pb2.BatchGetRequest(keys=[notes.key(id_)]), timeout=CALL_SECONDS
     )
     notes.delete(id_)
+    key = notes.key(f"{id_}-other")
+    save = data_access_pb2.Mutation(save=data_access_pb2.SaveMutation(key=key, data=struct({})))
+    notes.stub.Transact(data_access_pb2.TransactRequest(mutations=[save]), timeout=CALL_SECONDS)
+    notes.stub.Snapshot(
+        data_access_pb2.SnapshotRequest(key=key, data=struct({})), timeout=CALL_SECONDS
+    )
+    notes.stub.GetSnapshot(data_access_pb2.GetSnapshotRequest(key=key), timeout=CALL_SECONDS)
+    notes.stub.ListSnapshots(data_access_pb2.ListSnapshotsRequest(key=key), timeout=CALL_SECONDS)
     with refused():
         notes.get(id_)
     for method in DATA_ACCESS.methods:
@@ -429,45 +444,69 @@ def test_every_rpc_is_measured(api: InProcess, notes: Caller, id_: str) -> None:
     assert count("Get", "NOT_FOUND") - before["Get", "NOT_FOUND"] == 1
 
 
+# Not what goes on in the background at the same time.
+STORE_CALLS = [
+    ("aurora", "read"),
+    ("aurora", "write"),
+    ("dynamodb", "read"),
+    ("dynamodb", "put"),
+    ("dynamodb", "put_all"),
+    ("dynamodb", "read_heads"),
+    ("dynamodb", "write_head"),
+    ("dynamodb", "read_record"),
+    ("dynamodb", "snapshot_append"),
+    ("dynamodb", "snapshot_read"),
+    ("dynamodb", "snapshot_page"),
+    ("cache", "read"),
+    ("cache", "lease"),
+    ("cache", "fill"),
+    ("cache", "invalidate"),
+]
+
+
 def test_each_call_makes_only_the_store_calls_that_it_must(
-    api: InProcess, notes: Caller, id_: str
+    api: InProcess, notes: Caller, channel: grpc.Channel, id_: str
 ) -> None:
-    def calls() -> dict[tuple[str, str], float]:
-        return {
-            (store, op): api.metric("duostore_store_calls_total", store=store, op=op)
-            for store, op in [
-                ("aurora", "read"),
-                ("aurora", "write"),
-                ("dynamodb", "read"),
-                ("dynamodb", "put"),
-                ("cache", "read"),
-                ("cache", "lease"),
-                ("cache", "fill"),
-                ("cache", "invalidate"),
-            ]
-        }
+    def calls() -> list[float]:
+        return [
+            api.metric("duostore_store_calls_total", store=store, op=op)
+            for store, op in STORE_CALLS
+        ]
 
-    def made(before: dict[tuple[str, str], float]) -> dict[tuple[str, str], float]:
-        return {name: n - before[name] for name, n in calls().items() if n != before[name]}
+    def made(call: Callable[[], object]) -> dict[tuple[str, str], float]:
+        before = calls()
+        call()
+        counts = zip(STORE_CALLS, calls(), before, strict=True)
+        return {name: now - then for name, now, then in counts if now != then}
 
-    before = calls()
-    notes.save(id_, {"n": 1})
-    assert made(before) == {
-        ("aurora", "write"): 1,
-        ("dynamodb", "put"): 1,
-        ("cache", "invalidate"): 1,
-    }
-    before = calls()
-    notes.get(id_)
-    assert made(before) == {
-        ("cache", "read"): 1,
-        ("cache", "lease"): 1,
-        ("dynamodb", "read"): 1,
-        ("cache", "fill"): 1,
-    }
-    before = calls()
-    notes.get(id_)
-    assert made(before) == {("cache", "read"): 1}
+    def snapshot(idempotency_key: str = "") -> object:
+        request = data_access_pb2.SnapshotRequest(
+            key=notes.key(id_), data=struct({}), idempotency_key=idempotency_key
+        )
+        return notes.stub.Snapshot(request, timeout=CALL_SECONDS)
+
+    def newest() -> object:
+        request = data_access_pb2.GetSnapshotRequest(key=notes.key(id_))
+        return notes.stub.GetSnapshot(request, timeout=CALL_SECONDS)
+
+    def miss(home_read: str) -> dict[tuple[str, str], float]:
+        steps = [("cache", "read"), ("cache", "lease"), ("dynamodb", home_read), ("cache", "fill")]
+        return dict.fromkeys(steps, 1)
+
+    states = Caller(channel, kind="state")
+    saved = {("aurora", "write"): 1, ("dynamodb", "put_all"): 1, ("cache", "invalidate"): 1}
+    assert made(lambda: notes.save(id_, {"n": 1})) == saved
+    assert made(lambda: notes.get(id_)) == miss("read")
+    assert made(lambda: notes.get(id_)) == {("cache", "read"): 1}
+    recalled = {**saved, ("dynamodb", "read_record"): 1}
+    assert made(lambda: notes.save(id_, {"n": 2}, idempotency_key=id_)) == recalled
+    once = {("dynamodb", "write_head"): 1, ("cache", "invalidate"): 1}
+    assert made(lambda: states.save(id_, {"n": 1})) == once
+    assert made(lambda: states.get(id_)) == miss("read_heads")
+    assert made(lambda: states.get(id_)) == {("cache", "read"): 1}
+    assert made(snapshot) == {("dynamodb", "snapshot_append"): 1}
+    assert made(lambda: snapshot(f"{id_}-2")) == {("dynamodb", "snapshot_append"): 1}
+    assert made(newest) == {("dynamodb", "snapshot_read"): 1}
 
 
 def test_the_api_can_be_asked_for(channel: grpc.Channel) -> None:

@@ -12,6 +12,7 @@ from duostore import Client, Key
 from duostore.v1 import data_access_pb2, entity_pb2
 from duostore_server import codec
 from tests.rpc.test_data_access import refused
+from tests.rpc.test_snapshots import listed, snapshot
 from tests.support.in_process import in_process
 from tests.support.service import CALL_SECONDS, Caller
 
@@ -28,6 +29,7 @@ max_answer_bytes = "64KiB"
 max_message_bytes = "64KiB"
 [kinds.note]
 max_bytes = "11KiB"
+snapshots = {}
 """
 
 
@@ -103,3 +105,20 @@ def test_a_batch_that_is_too_large_is_refused_and_the_client_asks_for_fewer(
         found = client.batch_get(Key("note", name) for name in [*ids, f"{id_}-absent"])
     assert {key.id: entity.data["text"] for key, entity in found.items()} == texts
     assert [key.id for key in found] == ids
+
+
+def test_a_page_of_snapshots_holds_no_more_than_may_be_sent(callers: Caller, id_: str) -> None:
+    texts = [secrets.token_hex(5000) for _ in range(20)]
+    taken = {snapshot(callers, id_, {"text": text}).sequence: text for text in texts}
+    assert len(taken) == 20
+    found: dict[int, str] = {}
+    token, pages = "", 0
+    while token or not pages:
+        page = listed(callers, id_, page_size=100, page_token=token)
+        assert page.ByteSize() <= LIMIT
+        assert len(page.snapshots) > 1
+        found.update((s.sequence, codec.plain(s.data)["text"]) for s in page.snapshots)
+        token, pages = page.next_page_token, pages + 1
+    assert found == taken
+    assert list(found) == sorted(taken, reverse=True)
+    assert pages > 1

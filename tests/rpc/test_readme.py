@@ -1,11 +1,12 @@
-"""The examples of the README, run against the demo deployment on stores of this process."""
+"""The examples of the README, run in their order against the demo deployment."""
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
 import shlex
-import time
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,19 +17,9 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
-from prometheus_client import CollectorRegistry
 
 from duostore.v1 import data_access_pb2
-from duostore_server.bootstrap import Stores, serving
-from duostore_server.config import load
-from duostore_server.domain.errors import Store
-from duostore_server.storage.cache.memory import MemoryCache
-from duostore_server.storage.dynamodb.projections import direct_projections
-from duostore_server.storage.dynamodb.tables import create_tables
-from duostore_server.telemetry.metrics import Metrics
-from tests.support.fake_authority import FakeAuthority
-from tests.support.ports import free_port
-from tests.support.simulated_dynamodb import SimulatedDynamoDB
+from tests.support.in_process import in_process
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -37,7 +28,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
     from google.protobuf.message import Message
 
-    from duostore_server.domain.deadline import Deadline
+    from tests.support.servers import DynamoDBLocal, MemcachedServer, PostgresServer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -95,39 +86,30 @@ EXAMPLES = [
 ]
 
 
-class Answering:
-    """A probe of a store that answers."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-
-    def ping(self, deadline: Deadline) -> None:
-        deadline.bound(1.0)
-
-
 @pytest.fixture
-def target() -> Iterator[str]:
+def target(
+    postgres: PostgresServer,
+    dynamodb: DynamoDBLocal,
+    memcached: MemcachedServer,
+    tmp_path: Path,
+) -> Iterator[str]:
     """The address of the demo deployment, with nothing saved yet."""
-    address = f"127.0.0.1:{free_port()}"
-    settings = load(CONFIG, {"DUOSTORE__SERVER__ADDRESS": address})
-    database = SimulatedDynamoDB()
-    create_tables(database.client, prefix="", pause=never)
-    authority = FakeAuthority()
-    stores = Stores(
-        authority=authority,
-        outbox=authority,
-        projections=direct_projections(
-            database.client, prefix="", unreadable=never, pause=never, clock=time.monotonic
-        ),
-        cache=MemoryCache(),
-        probes=tuple(Answering(store) for store in Store),
-    )
-    with serving(settings, stores, Metrics(CollectorRegistry())):
-        yield address
-
-
-def never(*_: object) -> None:
-    raise AssertionError("there is nothing to wait for, and nothing that cannot be read")
+    name = f"t{secrets.token_hex(4)}"
+    demo = tmp_path / "proposals"
+    shutil.copytree(CONFIG.parent, demo)
+    config = demo / CONFIG.name
+    text = config.read_text(encoding="utf-8")
+    # The one part of it that others on the same memcached share.
+    assert text.count('namespace = "proposals"') == 1
+    config.write_text(text.replace('namespace = "proposals"', f'namespace = "{name}"'), "utf-8")
+    with in_process(
+        config,
+        dsn=postgres.create_database(),
+        endpoint_url=dynamodb.endpoint_url,
+        prefix=f"{name}_",
+        node=memcached.address,
+    ) as running:
+        yield running.target
 
 
 def test_there_is_an_example_of_every_call_and_each_is_looked_at() -> None:
@@ -173,4 +155,6 @@ def test_the_python_example_runs(target: str) -> None:
     names: dict[str, Any] = {}
     exec(code.replace(ADDRESS, target), names)
     assert names["saved"].projected
-    assert names["proposal"].version == 1
+    assert (names["proposal"].version, names["proposal"].data["status"]) == (1, "draft")
+    with names["duostore"].Client(target) as client:
+        assert client.get("proposal", "p1").data["status"] == "published"

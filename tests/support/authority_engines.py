@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC
 from typing import TYPE_CHECKING, Protocol
 
 import psycopg
 
 from duostore_server.domain.deadline import Deadline
+from duostore_server.domain.keys import EntityKey
+from duostore_server.domain.transactions import Origin, Transaction
 from duostore_server.storage.aurora.authority import AuroraAuthority
+from duostore_server.storage.aurora.drafts import AuroraDrafts
+from duostore_server.storage.aurora.idempotency import AuroraIdempotency
 from duostore_server.storage.aurora.migrate import migrate
 from duostore_server.storage.aurora.outbox import AuroraOutbox
 from duostore_server.storage.aurora.pool import AuroraPool
-from tests.support.fake_authority import FakeAuthority
+from tests.support.fake_authority import AuditRow, FakeAuthority
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import LiteralString
 
-    from duostore_server.domain.ports import Authority, Outbox
+    from duostore_server.domain.ports import Authority, Drafts, IdempotencyRows, Outbox
+    from duostore_server.domain.transactions import Idempotency, Mutation
 
 START = 1_800_000_000.0
+ORIGIN = Origin("tester", "request-1")
 
 
 class Elapse(Protocol):
@@ -30,16 +37,30 @@ class Elapse(Protocol):
 
 @dataclass(frozen=True)
 class Engine:
-    """An authority with an empty outbox. ``elapse`` makes all outbox rows so much older."""
+    """An authority that holds nothing yet.
+
+    ``elapse`` makes all rows of the outbox and of the idempotency keys so much older.
+    ``audit`` returns what was written, in the order of its times.
+    """
 
     authority: Authority
     outbox: Outbox
+    drafts: Drafts
+    idempotency: IdempotencyRows
     elapse: Elapse
+    audit: Callable[[], Sequence[AuditRow]]
 
 
 def soon() -> Deadline:
     """Return a deadline that only a stuck call reaches."""
     return Deadline.after(10)
+
+
+def write_of(
+    *mutations: Mutation, idempotency: Idempotency | None = None, origin: Origin = ORIGIN
+) -> Transaction:
+    """Return a transaction of these mutations."""
+    return Transaction(mutations, origin, idempotency)
 
 
 @contextmanager
@@ -48,6 +69,17 @@ def migrated_pool(dsn: str, *, max_size: int = 10) -> Iterator[AuroraPool]:
     migrate(dsn)
     with AuroraPool(dsn, max_size=max_size, wait=10, lock_timeout=10, statement_timeout=10) as pool:
         yield pool
+
+
+def empty(dsn: str) -> None:
+    """Remove everything that is held, from the audit too, as its owner may."""
+    with psycopg.connect(dsn) as connection:
+        connection.execute("ALTER TABLE duostore.audit DISABLE TRIGGER audit_is_append_only")
+        connection.execute(
+            "TRUNCATE duostore.entity, duostore.outbox, duostore.idempotency, duostore.audit,"
+            " duostore.draft"
+        )
+        connection.execute("ALTER TABLE duostore.audit ENABLE ALWAYS TRIGGER audit_is_append_only")
 
 
 def on_postgresql(dsn: str, pool: AuroraPool) -> Engine:
@@ -64,9 +96,37 @@ def on_postgresql(dsn: str, pool: AuroraPool) -> Engine:
             seconds,
             seconds,
         )
+        execute(
+            "UPDATE duostore.idempotency SET expire_time = expire_time - make_interval(secs => %s)",
+            seconds,
+        )
 
-    execute("TRUNCATE duostore.entity, duostore.outbox")
-    return Engine(AuroraAuthority(pool), AuroraOutbox(pool), elapse)
+    def audit() -> Sequence[AuditRow]:
+        with psycopg.connect(dsn) as connection:
+            rows = connection.execute(
+                "SELECT tenant, kind, entity_id, version, operation, caller, request_id, time"
+                " FROM duostore.audit ORDER BY time"
+            ).fetchall()
+        return [
+            AuditRow(
+                EntityKey(tenant, kind, id_),
+                version,
+                operation,
+                Origin(caller, request_id),
+                time.astimezone(UTC),
+            )
+            for tenant, kind, id_, version, operation, caller, request_id, time in rows
+        ]
+
+    empty(dsn)
+    return Engine(
+        AuroraAuthority(pool),
+        AuroraOutbox(pool),
+        AuroraDrafts(pool),
+        AuroraIdempotency(pool),
+        elapse,
+        audit,
+    )
 
 
 def in_memory() -> Engine:
@@ -83,4 +143,4 @@ def in_memory() -> Engine:
         now += seconds
 
     fake = FakeAuthority(clock=clock)
-    return Engine(fake, fake, elapse)
+    return Engine(fake, fake, fake, fake, elapse, lambda: list(fake.audit))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,11 @@ from duostore_server.storage.aurora.connection import APPLICATION_NAME
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import LiteralString
 
     from duostore_server.domain.keys import EntityKey
+    from duostore_server.storage.aurora.pool import AuroraPool
 
 _OURS = "datname = current_database() AND application_name = %s"
 _WITHIN = 10.0
@@ -74,3 +76,28 @@ def locked(dsn: str, key: EntityKey) -> Iterator[psycopg.Connection[tuple[object
         assert rows, f"{key} does not exist"
         yield connection
         connection.rollback()
+
+
+@contextmanager
+def round_trips(pool: AuroraPool) -> Iterator[Callable[[], int]]:
+    """Count how often the pool's only connection waited for the server's answer.
+
+    Each wait follows a Sync or a simple query.
+    """
+    with tempfile.TemporaryFile("r+") as trace:
+        connection = pool._pool.getconn()
+        connection.pgconn.trace(trace.fileno())
+        pool._pool.putconn(connection)
+
+        def count() -> int:
+            trace.seek(0)
+            sent = [line.split("\t")[1:4:2] for line in trace if line.count("\t") >= 3]
+            return sum(
+                side == "F" and what.split()[0] in {"Sync", "Query", "Terminate"}
+                for side, what in sent
+            )
+
+        yield count
+        connection = pool._pool.getconn()
+        connection.pgconn.untrace()
+        pool._pool.putconn(connection)

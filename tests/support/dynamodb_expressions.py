@@ -1,4 +1,4 @@
-"""The conditions and PartiQL statements of DynamoDB, as far as Duostore uses them.
+"""The conditions, updates and PartiQL statements of DynamoDB, as far as Duostore uses them.
 
 What is not understood is an error, so that nothing is passed over in silence.
 """
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 Attribute: TypeAlias = "Mapping[str, Any]"
 Item: TypeAlias = "Mapping[str, Attribute]"
 
-_TOKEN = re.compile(r"\s*(<>|<=|>=|[<>=(),]|:\w+|\w+)")
+_TOKEN = re.compile(r"\s*(<>|<=|>=|[<>=(),+]|[:#]?\w+)")
+_EXPRESSIONS = ("ConditionExpression", "UpdateExpression")
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -27,35 +28,97 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def holds(condition: str, item: Item | None, values: Mapping[str, Attribute]) -> bool:
+class Substitutes:
+    """The names and values for the expressions of a request: all that they use, and no more.
+
+    Of a request whose only expression a mutant has left out, they may be left over.
+    """
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        self._names = request.get("ExpressionAttributeNames", {})
+        self._values = request.get("ExpressionAttributeValues", {})
+        expressions = [request[name] for name in _EXPRESSIONS if name in request]
+        used = set(re.findall(r"[:#]\w+", " ".join(expressions)))
+        given = {*self._names, *self._values}
+        assert used == given or not expressions, (
+            f"used, but not given, or the reverse: {used ^ given}"
+        )
+
+    def name(self, token: str) -> str:
+        """Return the attribute that a token names."""
+        name: str = self._names[token] if token.startswith("#") else token
+        assert re.fullmatch(r"\w+", name), f"not understood: {name!r}"
+        return name
+
+    def operand(self, token: str, item: Item) -> Attribute | None:
+        """Return the value that a token stands for: a given one, or that of an attribute."""
+        if token.startswith(":"):
+            value: Attribute = self._values[token]
+            return value
+        return item.get(self.name(token))
+
+
+def holds(condition: str, item: Item | None, substitutes: Substitutes) -> bool:
     """Return whether a ``ConditionExpression`` is true of an item, or of there being none."""
-    return _Condition(condition, item or {}, values).result()
+    return _Condition(condition, item or {}, substitutes).result()
+
+
+def updated(expression: str, item: Item, substitutes: Substitutes) -> tuple[Item, frozenset[str]]:
+    """Return what an ``UpdateExpression`` makes of an item, and which attributes it set."""
+    return _Update(expression, item, substitutes).result()
 
 
 def compare(comparison: str, left: Attribute | None, right: Attribute | None) -> bool:
-    """Compare as DynamoDB does: false if a side is missing or they differ in type."""
+    """Compare as DynamoDB does: what is missing or of another type differs, and no more."""
     if left is None or right is None or set(left) != set(right):
-        return False
+        return comparison == "<>"
     ((kind, left_value),) = left.items()
     right_value = right[kind]
     if kind == "N":
         left_value, right_value = Decimal(left_value), Decimal(right_value)
+    if comparison == "<>":
+        return bool(left_value != right_value)
     return _COMPARISONS[comparison](left_value, right_value)
 
 
-class _Condition:
-    """Evaluates ``OR``, ``AND``, ``NOT``, brackets, functions and comparisons, left to right."""
+class _Parser:
+    """The tokens of an expression that are not consumed yet."""
 
-    def __init__(self, text: str, item: Item, values: Mapping[str, Attribute]) -> None:
+    def __init__(self, text: str, item: Item, substitutes: Substitutes) -> None:
         self._tokens = _tokens(text)
         self._item = item
-        self._values = values
-        self._unused = set(values)
+        self._substitutes = substitutes
+
+    def _next(self) -> str:
+        assert self._tokens, "the expression ends too early"
+        return self._tokens.pop(0)
+
+    def _accept(self, token: str) -> bool:
+        if self._tokens[:1] == [token]:
+            del self._tokens[0]
+            return True
+        return False
+
+    def _expect(self, token: str) -> None:
+        assert self._accept(token), f"expected {token!r} before {self._tokens}"
+
+    def _arguments(self) -> list[str]:
+        arguments = [self._next()]
+        while self._accept(","):
+            arguments.append(self._next())
+        self._expect(")")
+        return arguments
+
+    def _end(self) -> None:
+        assert not self._tokens, f"not understood: {self._tokens}"
+
+
+class _Condition(_Parser):
+    """Evaluates ``OR``, ``AND``, ``NOT``, brackets, functions and comparisons, left to right."""
 
     def result(self) -> bool:
         result = self._either()
-        assert not self._tokens, f"not understood: {self._tokens}"
-        assert not self._unused, f"values that are not used: {self._unused}"
+        self._end()
         return result
 
     def _either(self) -> bool:
@@ -77,40 +140,70 @@ class _Condition:
             result = self._either()
             self._expect(")")
             return result
-        name = self._tokens.pop(0)
+        name = self._next()
         if self._accept("("):
             return self._function(name)
-        comparison = self._tokens.pop(0)
-        return compare(comparison, self._operand(name), self._operand(self._tokens.pop(0)))
+        comparison = self._next()
+        left = self._substitutes.operand(name, self._item)
+        return compare(comparison, left, self._substitutes.operand(self._next(), self._item))
 
     def _function(self, name: str) -> bool:
-        arguments = [self._tokens.pop(0)]
-        while self._accept(","):
-            arguments.append(self._tokens.pop(0))
-        self._expect(")")
-        match name, arguments:
+        match name, self._arguments():
             case "attribute_exists", [path]:
-                return path in self._item
+                return self._substitutes.name(path) in self._item
             case "attribute_not_exists", [path]:
-                return path not in self._item
+                return self._substitutes.name(path) not in self._item
             case "attribute_type", [path, kind]:
-                return (self._operand(kind) or {})["S"] in self._item.get(path, {})
-        raise AssertionError(f"not understood: {name}{arguments}")
+                attribute = self._item.get(self._substitutes.name(path), {})
+                return (self._substitutes.operand(kind, {}) or {})["S"] in attribute
+        raise AssertionError(f"not understood: {name}")
 
-    def _operand(self, token: str) -> Attribute | None:
-        if token.startswith(":"):
-            self._unused.discard(token)
-            return self._values[token]
-        return self._item.get(token)
 
-    def _accept(self, token: str) -> bool:
-        if self._tokens[:1] == [token]:
-            del self._tokens[0]
-            return True
-        return False
+class _Update(_Parser):
+    """Evaluates ``SET`` with sums and ``if_not_exists``, and ``REMOVE``, of the item before."""
 
-    def _expect(self, token: str) -> None:
-        assert self._accept(token), f"expected {token!r} before {self._tokens}"
+    def result(self) -> tuple[Item, frozenset[str]]:
+        assigned: dict[str, Attribute] = {}
+        removed: set[str] = set()
+        if self._accept("SET"):
+            self._assign(assigned)
+            while self._accept(","):
+                self._assign(assigned)
+        if self._accept("REMOVE"):
+            self._remove(assigned, removed)
+            while self._accept(","):
+                self._remove(assigned, removed)
+        self._end()
+        kept = {name: value for name, value in self._item.items() if name not in removed}
+        return {**kept, **assigned}, frozenset(assigned)
+
+    def _assign(self, assigned: dict[str, Attribute]) -> None:
+        name = self._substitutes.name(self._next())
+        assert name not in assigned, f"two paths overlap: {name}"
+        self._expect("=")
+        value = self._operand()
+        if self._accept("+"):
+            value = {"N": str(Decimal(value["N"]) + Decimal(self._operand()["N"]))}
+        assigned[name] = value
+
+    def _remove(self, assigned: Mapping[str, Attribute], removed: set[str]) -> None:
+        name = self._substitutes.name(self._next())
+        assert name not in assigned, f"two paths overlap: {name}"
+        assert name not in removed, f"two paths overlap: {name}"
+        removed.add(name)
+
+    def _operand(self) -> Attribute:
+        token = self._next()
+        if self._accept("("):
+            assert token == "if_not_exists", f"not understood: {token}"
+            path, otherwise = self._arguments()
+            held = self._substitutes.operand(path, self._item)
+            default = self._substitutes.operand(otherwise, self._item)
+            value = default if held is None else held
+        else:
+            value = self._substitutes.operand(token, self._item)
+        assert value is not None, f"an operand that the item does not have: {token}"
+        return value
 
 
 def _tokens(text: str) -> list[str]:

@@ -13,26 +13,36 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from duostore_server.domain.entities import (
-    Backlog,
-    Entity,
-    IfAbsent,
-    IfVersion,
-    OutboxRow,
-    Written,
-)
+from duostore_server.domain.entities import Backlog, Entity, OutboxRow
 from duostore_server.domain.errors import (
     EntityExistsError,
     EntityNotFoundError,
+    RefusalError,
     VersionMismatchError,
+)
+from duostore_server.domain.transactions import (
+    Applied,
+    Change,
+    Check,
+    Committed,
+    IfAbsent,
+    IfVersion,
+    Recorded,
+    Written,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
     from duostore_server.domain.deadline import Deadline
-    from duostore_server.domain.entities import Change
     from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.snapshots import Draft
+    from duostore_server.domain.transactions import (
+        IdempotencyKey,
+        Mutation,
+        Origin,
+        Transaction,
+    )
 
 _OWN_TIMEOUT = 2.0
 
@@ -46,6 +56,17 @@ class Row:
     create_time: float
 
 
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """Who wrote which version, as the table holds it."""
+
+    key: EntityKey
+    version: int
+    operation: str
+    origin: Origin
+    time: datetime
+
+
 def _no_step(_label: str) -> None:
     pass
 
@@ -54,21 +75,26 @@ def _nothing(_: object) -> None:
     pass
 
 
+def _place(change: Change) -> tuple[str, str, str]:
+    return change.key.tenant, change.key.kind, change.key.id
+
+
 def _by_key(item: tuple[EntityKey, Entity]) -> str:
     return str(item[0])
 
 
 class FakeAuthority:
-    """``ports.Authority`` and ``ports.Outbox`` in memory; safe to call from many threads.
+    """The ports of Aurora in memory; safe to call from many threads.
 
-    ``step`` is called just before an operation takes effect, with ``authority.read``,
-    ``authority.commit``, ``outbox.claim``, ``outbox.complete`` or ``outbox.backlog``; no lock
-    is held then. A write has taken its outbox id by that time, so that, as in PostgreSQL,
-    ids of different keys are committed in any order. Its version is computed at the commit,
-    which is what waiting for a row lock comes to. ``observe`` is told the id: what a caller
-    gets to see in between its steps. ``after_commit`` is called with what was committed
-    before ``write`` returns it. ``clock`` gives seconds since 1970, a claim holds for
-    ``claim`` of them.
+    Those are ``Authority``, ``Outbox``, ``Drafts`` and ``IdempotencyRows``. ``step`` is
+    called just before an operation takes effect, with ``authority.read``,
+    ``authority.commit``, ``outbox.claim``, ``outbox.complete``, ``outbox.backlog``,
+    ``drafts.fold`` or ``idempotency.purge``; no lock is held then. A transaction has taken
+    its outbox ids by that time, so that, as in PostgreSQL, ids of different keys are
+    committed in any order. Its versions are computed at the commit, which is what waiting
+    for row locks comes to. ``observe`` is told the ids: what a caller gets to see in between
+    its steps. ``after_commit`` is called with each change that was committed before ``write``
+    returns. ``clock`` gives seconds since 1970, a claim holds for ``claim`` of them.
     """
 
     def __init__(
@@ -90,6 +116,9 @@ class FakeAuthority:
         self._newest_id: dict[EntityKey, int] = {}
         self._entities: dict[EntityKey, Entity] = {}
         self._outbox: dict[EntityKey, Row] = {}
+        self._remembered: dict[IdempotencyKey, tuple[Recorded, float]] = {}
+        self._drafts: dict[EntityKey, Draft] = {}
+        self.audit: list[AuditRow] = []
 
     def read(self, keys: Collection[EntityKey], deadline: Deadline) -> Mapping[EntityKey, Entity]:
         deadline.bound(_OWN_TIMEOUT)
@@ -97,16 +126,19 @@ class FakeAuthority:
         with self._lock:
             return {key: self._entities[key] for key in keys if key in self._entities}
 
-    def write(self, change: Change, deadline: Deadline) -> Written:
+    def write(self, transaction: Transaction, deadline: Deadline) -> Committed:
         deadline.bound(_OWN_TIMEOUT)
+        changes = [each for each in transaction.mutations if isinstance(each, Change)]
         with self._lock:
-            outbox_id = self._next_id()
-        self._observe(outbox_id)
+            ids = {change.key: self._next_id() for change in sorted(changes, key=_place)}
+        for outbox_id in ids.values():
+            self._observe(outbox_id)
         self._step("authority.commit")
         with self._lock:
-            written = self._commit(change, outbox_id)
-        self._after_commit(written)
-        return written
+            committed = self._apply(transaction, ids)
+        for written in committed.written:
+            self._after_commit(written)
+        return committed
 
     def claim(self, limit: int, deadline: Deadline) -> Sequence[OutboxRow]:
         deadline.bound(_OWN_TIMEOUT)
@@ -137,6 +169,37 @@ class FakeAuthority:
             oldest = min((row.create_time for row in self._outbox.values()), default=now)
             return Backlog(len(self._outbox), max(0.0, now - oldest))
 
+    def fold(self, drafts: Sequence[Draft], deadline: Deadline) -> Mapping[EntityKey, int]:
+        deadline.bound(_OWN_TIMEOUT)
+        self._step("drafts.fold")
+        before = {}
+        with self._lock:
+            for draft in drafts:
+                held = self._drafts.get(draft.key)
+                before[draft.key] = held.sequence if held else 0
+                if held is None or held.sequence < draft.sequence:
+                    self._drafts[draft.key] = draft
+        return before
+
+    def purge(self, limit: int, deadline: Deadline) -> int:
+        deadline.bound(_OWN_TIMEOUT)
+        self._step("idempotency.purge")
+        with self._lock:
+            now = self._clock()
+            expired = sorted(
+                (expire_time, str(key), key)
+                for key, (_, expire_time) in self._remembered.items()
+                if expire_time <= now
+            )[:limit]
+            for _, _, key in expired:
+                del self._remembered[key]
+            return len(expired)
+
+    def drafts(self) -> Mapping[EntityKey, Draft]:
+        """Return what was consolidated."""
+        with self._lock:
+            return dict(self._drafts)
+
     def state(self) -> Hashable:
         """Return all that the answers to come depend on, but for the times themselves."""
         with self._lock:
@@ -149,6 +212,22 @@ class FakeAuthority:
                 tuple((str(key), row.id) for key, row in due),
                 self._last_id,
                 tuple(sorted((str(key), id_) for key, id_ in self._newest_id.items())),
+                tuple(
+                    sorted(
+                        (
+                            str(key),
+                            recorded.request_hash,
+                            tuple(applied.version for applied in recorded.answer),
+                        )
+                        for key, (recorded, _) in self._remembered.items()
+                    )
+                ),
+                tuple(
+                    sorted(
+                        (str(key), draft.sequence, repr(draft.data))
+                        for key, draft in self._drafts.items()
+                    )
+                ),
             )
 
     def _may_claim(self, _row: Row) -> bool:
@@ -159,7 +238,63 @@ class FakeAuthority:
         self._last_id += 1
         return self._last_id
 
+    def _apply(self, transaction: Transaction, ids: Mapping[EntityKey, int]) -> Committed:
+        idempotency = transaction.idempotency
+        if idempotency and (found := self._remembered.get(idempotency.key)):
+            recorded, _ = found
+            return Committed(idempotency.answer_of(recorded).answer, (), replayed=True)
+        self._require_all(transaction.mutations)
+        changes: list[Written] = []
+        answer: list[Applied] = []
+        for mutation in transaction.mutations:
+            if isinstance(mutation, Change):
+                changes.append(self._commit(mutation, ids[mutation.key]))
+                self._write_audit(mutation, changes[-1].entity, transaction.origin)
+            entity = self._entities[mutation.key]
+            answer.append(Applied(entity.version, entity.update_time))
+        if idempotency:
+            self._remembered[idempotency.key] = (
+                Recorded(idempotency.request_hash, tuple(answer)),
+                self._clock() + idempotency.keep / timedelta(seconds=1),
+            )
+        return Committed(tuple(answer), tuple(changes))
+
+    def _require_all(self, mutations: Sequence[Mutation]) -> None:
+        """Refuse a transaction by the first of its mutations that cannot be applied."""
+        for place, mutation in enumerate(mutations):
+            try:
+                self._require(mutation)
+            except RefusalError as refusal:
+                if len(mutations) > 1:
+                    refusal.at(place)
+                raise
+
+    def _require(self, mutation: Mutation) -> None:
+        current = self._entities.get(mutation.key)
+        version = current.version if current else 0
+        live = version if current and current.data is not None else 0
+        is_delete = isinstance(mutation, Change) and mutation.data is None
+        precondition = (
+            IfVersion(mutation.version) if isinstance(mutation, Check) else mutation.precondition
+        )
+        match precondition:
+            case IfVersion(expected) if live != expected:
+                raise VersionMismatchError(expected, live)
+            case IfAbsent() if is_delete:
+                raise ValueError("a Delete cannot require that the entity is absent")
+            case IfAbsent() if live:
+                raise EntityExistsError(live)
+            case None if is_delete and not live:
+                raise EntityNotFoundError(version)
+
+    def _write_audit(self, change: Change, entity: Entity, origin: Origin) -> None:
+        operation = "delete" if change.data is None else "save"
+        self.audit.append(
+            AuditRow(change.key, entity.version, operation, origin, entity.update_time)
+        )
+
     def _commit(self, change: Change, outbox_id: int) -> Written:
+        """Apply a change that may be applied."""
         now = self._clock()
         entity = self._next(change, datetime.fromtimestamp(now, UTC))
         # A writer that waited for the row's lock takes its id after that.
@@ -175,19 +310,10 @@ class FakeAuthority:
         return Written(entity, outbox_id)
 
     def _next(self, change: Change, now: datetime) -> Entity:
-        """Return the version that the change makes of what is there, if it may be applied."""
+        """Return the version that the change makes of what is there."""
         current = self._entities.get(change.key)
         version = current.version if current else 0
-        live = version if current and current.data is not None else 0
-        match change.precondition:
-            case IfVersion(expected) if live != expected:
-                raise VersionMismatchError(expected, live)
-            case IfAbsent() if change.data is None:
-                raise ValueError("a Delete cannot require that the entity is absent")
-            case IfAbsent() if live:
-                raise EntityExistsError(live)
-            case None if change.data is None and not live:
-                raise EntityNotFoundError(version)
+        live = current is not None and current.data is not None
         update_time = max(now, current.update_time) if current else now
         create_time = current.create_time if current and live else update_time
         return Entity(change.key, version + 1, change.data, create_time, update_time)

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InProcess:
-    """A service that answers at ``target``; ``stores`` are its own."""
+    """A service that answers at ``target``; ``stores`` are its own, its Aurora is at ``dsn``."""
 
     target: str
+    dsn: str
     stores: Stores
     registry: CollectorRegistry
 
@@ -45,7 +46,7 @@ class InProcess:
 def in_process(
     config: Path, *, dsn: str, endpoint_url: str, prefix: str, node: str
 ) -> Iterator[InProcess]:
-    """Run the service and its projector with a configuration file, but for where stores are."""
+    """Run the service and its background work with a configuration file, on these stores."""
     port = free_port()
     settings = load(
         config,
@@ -70,4 +71,4 @@ def in_process(
         bootstrap.background(settings, stores, metrics),
         bootstrap.serving(settings, stores, metrics),
     ):
-        yield InProcess(f"127.0.0.1:{port}", stores, registry)
+        yield InProcess(f"127.0.0.1:{port}", dsn, stores, registry)

@@ -9,15 +9,17 @@ from duostore_server import codec
 from duostore_server.access.checks import Checks
 from duostore_server.access.flights import Flights
 from duostore_server.access.reading import Reader
+from duostore_server.access.sources import HeadSource, ProjectedSource
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.entities import Cached, Change, Form, Lease, Projection
+from duostore_server.domain.entities import Cached, Form, Lease, Projection
 from duostore_server.domain.errors import (
     Store,
     StoreTimeoutError,
     StoreUnavailableError,
 )
 from duostore_server.domain.keys import EntityKey
-from duostore_server.domain.policies import KindPolicy, Policies, ProjectionMode
+from duostore_server.domain.policies import Home, KindPolicy, Policies, ProjectionMode
+from duostore_server.domain.transactions import Change, Origin, Transaction
 from duostore_server.storage.cache.memory import MemoryCache
 from tests.support.fake_authority import FakeAuthority
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from duostore_server.domain.entities import Reading
+    from duostore_server.domain.snapshots import Head
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 WITHIN = 30.0
@@ -33,7 +36,14 @@ POLICIES = Policies(
     {
         "proposal": KindPolicy(
             cache_ttl=60, absent_ttl=10, projection=ProjectionMode.INLINE, max_bytes=1000
-        )
+        ),
+        "editor_state": KindPolicy(
+            cache_ttl=5,
+            absent_ttl=10,
+            projection=ProjectionMode.INLINE,
+            max_bytes=1000,
+            home=Home.DYNAMODB,
+        ),
     }
 )
 
@@ -43,6 +53,7 @@ def key(id_: str) -> EntityKey:
 
 
 KEY = key("1")
+STATE = EntityKey("", "editor_state", "1")
 
 
 class Clock:
@@ -74,6 +85,22 @@ class FakeProjections:
         if held is None or held.version < projection.version:
             self.held[key] = projection
         return self.held[key]
+
+    def put_all(
+        self, projections: Mapping[EntityKey, Projection], deadline: Deadline
+    ) -> Mapping[EntityKey, Projection]:
+        return {key: self.put(key, one, deadline) for key, one in projections.items()}
+
+
+class FakeHeads:
+    """The reading half of ``ports.Heads`` in memory."""
+
+    def __init__(self) -> None:
+        self.held: dict[EntityKey, Head] = {}
+
+    def read(self, keys: Collection[EntityKey], deadline: Deadline) -> Mapping[EntityKey, Head]:
+        deadline.bound(1.0)
+        return {key: self.held[key] for key in keys if key in self.held}
 
 
 class Told:
@@ -122,20 +149,24 @@ class Stack:
         self.authority = Told("aurora", self.rows, self.asked)
         self.projections = Told("dynamodb", self.stored, self.asked)
         self.cache = Told("cache", self.entries, self.asked)
+        self.stored_heads = FakeHeads()
+        self.heads = Told("heads", self.stored_heads, self.asked)
+        self.now = NOON
         self.flights = Flights()
         self.during_pause: Callable[[], object] = _nothing
         self.reader = reader(
-            authority=self.authority,
-            projections=self.projections,
+            sources={
+                Home.AURORA: ProjectedSource(self.authority, self.projections, codec.encode),
+                Home.DYNAMODB: HeadSource(self.heads, codec.head_entity, lambda: self.now),
+            },
             cache=self.cache,
             policies=POLICIES,
             checks=Checks(POLICIES),
             flights=self.flights,
-            encode=codec.encode,
             pauses=pauses,
             pause=pause or self._pause,
             jitter=lambda: jitter,
-            now=lambda: NOON,
+            now=lambda: self.now,
             served=lambda _, store: self.served.append(store),
         )
 
@@ -148,7 +179,8 @@ class Stack:
     def commit(self, key: EntityKey = KEY, *, deleted: bool = False, projected: bool = True) -> int:
         """Write the next version, behind the reader's back."""
         data = None if deleted else {"id": key.id}
-        written = self.rows.write(Change(key, data, None, timedelta()), self.soon())
+        change = Change(key, data, None, timedelta())
+        (written,) = self.rows.write(Transaction((change,), Origin("", "")), self.soon()).written
         entity = written.entity
         if projected:
             payload = None if deleted else codec.encode(entity)
@@ -205,5 +237,5 @@ def fail_cache(stack: Stack) -> None:
 
 
 def fail_dynamodb(stack: Stack) -> None:
-    for method in ("read", "put"):
+    for method in ("read", "put_all"):
         stack.projections.before[method] = down(Store.DYNAMODB)

@@ -43,8 +43,9 @@ class Asked:
 
 
 class RecordingService(data_access_pb2_grpc.DataAccessServicer):
-    """Keeps entities by their ids and the order of their saves.
+    """Keeps entities by their ids and the order of their saves; a Save with a key once.
 
+    ``snapshots`` are those that there are, of whatever entity, newest first.
     ``failing`` gives the status that a request fails with, or None; it may also wait.
     ``lost`` does the same after the request was carried out.
     """
@@ -55,6 +56,8 @@ class RecordingService(data_access_pb2_grpc.DataAccessServicer):
         self.saved: dict[str, list[Any]] = {}
         self.failing: Failing = _never
         self.lost: Failing = _never
+        self.keys: dict[str, data_access_pb2.SaveResponse] = {}
+        self.snapshots: list[Any] = []
         self.projection = entity_pb2.PROJECTION_DONE
 
     def Get(self, request: Any, context: Any) -> data_access_pb2.GetResponse:  # noqa: N802
@@ -82,15 +85,21 @@ class RecordingService(data_access_pb2_grpc.DataAccessServicer):
             # As the service does: nobody waits any more, so that nothing may be written.
             return data_access_pb2.SaveResponse()
         with self._lock:
-            saved = self.saved.setdefault(request.key.id, [])
-            exists = bool(saved) and request.if_absent
-            if not exists:
-                saved.append(normalized(plain(request.data)))
-            version = len(saved)
-        if exists:
+            response = self.keys.get(request.idempotency_key) or self._apply(request)
+            if response is not None and request.idempotency_key:
+                self.keys[request.idempotency_key] = response
+        if response is None:
             fail(context, status(grpc.StatusCode.ALREADY_EXISTS, "it exists", "ENTITY_EXISTS"))
+            raise AssertionError
         fail(context, self.lost(request))
-        response = data_access_pb2.SaveResponse(version=version, projection=self.projection)
+        return response
+
+    def _apply(self, request: Any) -> data_access_pb2.SaveResponse | None:
+        saved = self.saved.setdefault(request.key.id, [])
+        if saved and request.if_absent:
+            return None
+        saved.append(normalized(plain(request.data)))
+        response = data_access_pb2.SaveResponse(version=len(saved), projection=self.projection)
         response.key.CopyFrom(request.key)
         response.update_time.FromJsonString("2026-01-02T03:04:05Z")
         return response
@@ -101,6 +110,35 @@ class RecordingService(data_access_pb2_grpc.DataAccessServicer):
         response.key.CopyFrom(request.key)
         response.update_time.FromJsonString("2026-01-02T03:04:05Z")
         return response
+
+    def Transact(self, request: Any, context: Any) -> data_access_pb2.TransactResponse:  # noqa: N802
+        self._receive("Transact", request, context)
+        response = data_access_pb2.TransactResponse(projection=self.projection)
+        for version, mutation in enumerate(request.mutations, start=1):
+            key = getattr(mutation, mutation.WhichOneof("mutation")).key
+            response.results.add(key=key, version=version).update_time.FromJsonString(
+                "2026-01-02T03:04:05Z"
+            )
+        return response
+
+    def Snapshot(self, request: Any, context: Any) -> data_access_pb2.SnapshotResponse:  # noqa: N802
+        self._receive("Snapshot", request, context)
+        response = data_access_pb2.SnapshotResponse(sequence=7)
+        response.snapshot_time.FromJsonString("2026-01-02T03:04:05Z")
+        return response
+
+    def GetSnapshot(self, request: Any, context: Any) -> data_access_pb2.GetSnapshotResponse:  # noqa: N802
+        self._receive("GetSnapshot", request, context)
+        return data_access_pb2.GetSnapshotResponse(snapshot=self.snapshots[0])
+
+    def ListSnapshots(self, request: Any, context: Any) -> data_access_pb2.ListSnapshotsResponse:  # noqa: N802
+        self._receive("ListSnapshots", request, context)
+        start = int(request.page_token or 0)
+        end = start + request.page_size
+        return data_access_pb2.ListSnapshotsResponse(
+            snapshots=self.snapshots[start:end],
+            next_page_token=str(end) if end < len(self.snapshots) else "",
+        )
 
     def _receive(self, method: str, request: Any, context: grpc.ServicerContext) -> None:
         metadata = dict(context.invocation_metadata())

@@ -31,8 +31,9 @@ class Time:
 
 @dataclass(slots=True)
 class Call:
-    """A Save that was sent; ``tell`` takes its outcome."""
+    """A Save of a line that was sent; ``tell`` takes its outcome."""
 
+    line: int
     id: str
     document: Any
     sent: float
@@ -51,8 +52,14 @@ class Service:
         self.open: list[Call] = []
         self.log: list[Any] = []
 
-    def save(self, id: str, document: Any, tell: Callable[[Outcome], None]) -> None:  # noqa: A002 - as the port's
-        self.open.append(Call(id, document, self._time(), tell))
+    def save(
+        self,
+        line: int,
+        id: str,  # noqa: A002 - as the port's
+        document: Any,
+        tell: Callable[[Outcome], None],
+    ) -> None:
+        self.open.append(Call(line, id, document, self._time(), tell))
         self.log.append(document)
 
     def work(self) -> None:

@@ -63,6 +63,18 @@ class ScriptedService(data_access_pb2_grpc.DataAccessServicer):
     def Delete(self, request: Any, context: Any) -> Any:  # noqa: N802
         return self._answer("Delete", request, context)
 
+    def Transact(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._answer("Transact", request, context)
+
+    def Snapshot(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._answer("Snapshot", request, context)
+
+    def GetSnapshot(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._answer("GetSnapshot", request, context)
+
+    def ListSnapshots(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._answer("ListSnapshots", request, context)
+
     def _answer(self, method: str, request: Any, context: grpc.ServicerContext) -> Message:
         metadata = dict(context.invocation_metadata())
         self.asked.append(Asked(method, request, metadata, context.time_remaining()))

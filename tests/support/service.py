@@ -21,6 +21,7 @@ from tests.support.ports import free_port
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
     from types import TracebackType
 
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
 CALL_SECONDS = 20.0
+
+# A connection of its own, and soon another where one was refused: a process that died is back
+# in a second.
+CHANNEL_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
 
 _CONFIG = """
 [server]
@@ -43,14 +52,22 @@ endpoint_url = "{endpoint_url}"
 table_prefix = "{prefix}"
 [cache]
 nodes = ["{node}"]
+timeout = "{cache_timeout}"
 # Long: how fast the machine is shall not decide who fills.
 lease_wait = "5s"
+[consolidator]
+poll = "100ms"
 [metrics]
 address = "127.0.0.1:{metrics_port}"
 [logging]
 level = "info"
 format = "json"
+{kinds}
+"""
+# What tests call for, unless they bring kinds of their own.
+_KINDS = """
 [kinds.proposal]
+snapshots = { consolidate_every = "1s" }
 [kinds.language]
 [kinds.template]
 projection = "async"
@@ -69,7 +86,10 @@ class Service:
         prefix: str,
         node: str,
         workers: int = 2,
+        kinds: str = _KINDS,
+        cache_timeout: str = "100ms",
     ) -> None:
+        """``kinds`` are the tables of the configuration that say which kinds there are."""
         self.port = free_port()
         self.metrics_port = free_port()
         self.config = folder / "duostore.toml"
@@ -85,6 +105,8 @@ class Service:
                 endpoint_url=endpoint_url,
                 prefix=prefix,
                 node=node,
+                cache_timeout=cache_timeout,
+                kinds=kinds,
             )
         )
         self._workers = workers
@@ -134,14 +156,16 @@ class Service:
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command of `duostore` with the configuration of this service."""
-        return subprocess.run(
+        done = subprocess.run(
             [*_COMMAND, *arguments],
             env={**os.environ, "DUOSTORE_CONFIG": str(self.config), "DUOSTORE_TARGET": self.target},
-            check=check,
+            check=False,
             capture_output=True,
             text=True,
             timeout=300,
         )
+        assert done.returncode == 0 or not check, done.stderr
+        return done
 
     def stop(self) -> int:
         """Stop it in order, by force if need be; return its exit code."""
@@ -171,13 +195,25 @@ class Service:
         """Return its serving processes."""
         return [process for process in self.family() if "worker" in _arguments(process)]
 
+    def serving(self) -> list[psutil.Process]:
+        """Return its serving processes that take calls by now, the one most called first."""
+        port = self.port
+        listening = [
+            worker for worker in self.workers() if _connections(worker, port, psutil.CONN_LISTEN)
+        ]
+        return sorted(
+            listening,
+            key=lambda worker: _connections(worker, port, psutil.CONN_ESTABLISHED),
+            reverse=True,
+        )
+
     def background(self) -> list[psutil.Process]:
         """Return its background process, if it runs."""
         return [process for process in self.family() if "background" in _arguments(process)]
 
     def channel(self) -> grpc.Channel:
         """Return a channel with a connection of its own, to whichever process takes it."""
-        return grpc.insecure_channel(self.target, options=[("grpc.use_local_subchannel_pool", 1)])
+        return grpc.insecure_channel(self.target, options=CHANNEL_OPTIONS)
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of the samples of a metric that have these labels."""
@@ -209,7 +245,7 @@ class Service:
             serving = self.health("") == health_pb2.HealthCheckResponse.SERVING
         except grpc.RpcError:
             return False
-        return serving and len(_listeners(self.workers(), self.port)) == self._workers
+        return serving and len(self.serving()) == self._workers
 
 
 class Caller:
@@ -239,6 +275,44 @@ class Caller:
         request = data_access_pb2.DeleteRequest(key=self.key(id_), **options)
         return self.stub.Delete(request, timeout=CALL_SECONDS)
 
+    def batch_get(self, ids: Iterable[str]) -> data_access_pb2.BatchGetResponse:
+        """Get several entities."""
+        request = data_access_pb2.BatchGetRequest(keys=[self.key(id_) for id_ in ids])
+        return self.stub.BatchGet(request, timeout=CALL_SECONDS)
+
+    def snapshot(
+        self, id_: str, data: dict[str, Any], **options: Any
+    ) -> data_access_pb2.SnapshotResponse:
+        """Append a snapshot."""
+        request = data_access_pb2.SnapshotRequest(key=self.key(id_), data=struct(data), **options)
+        return self.stub.Snapshot(request, timeout=CALL_SECONDS)
+
+    def get_snapshot(self, id_: str, sequence: int = 0) -> entity_pb2.EntitySnapshot:
+        """Get a snapshot, the newest if no sequence is given."""
+        request = data_access_pb2.GetSnapshotRequest(key=self.key(id_), sequence=sequence)
+        return self.stub.GetSnapshot(request, timeout=CALL_SECONDS).snapshot
+
+    def list_snapshots(self, id_: str) -> list[entity_pb2.EntitySnapshot]:
+        """Get all snapshots, page by page."""
+        snapshots: list[entity_pb2.EntitySnapshot] = []
+        token = ""
+        while True:
+            request = data_access_pb2.ListSnapshotsRequest(
+                key=self.key(id_), page_size=100, page_token=token
+            )
+            page = self.stub.ListSnapshots(request, timeout=CALL_SECONDS)
+            snapshots += page.snapshots
+            token = page.next_page_token
+            if not token:
+                return snapshots
+
+    def transact(
+        self, *mutations: data_access_pb2.Mutation, **options: Any
+    ) -> data_access_pb2.TransactResponse:
+        """Apply mutations together."""
+        request = data_access_pb2.TransactRequest(mutations=mutations, **options)
+        return self.stub.Transact(request, timeout=CALL_SECONDS)
+
 
 def struct(data: dict[str, Any]) -> Struct:
     """Return a document as a message."""
@@ -267,12 +341,12 @@ def _arguments(process: psutil.Process) -> list[str]:
         return []
 
 
-def _listeners(processes: list[psutil.Process], port: int) -> list[psutil.Process]:
-    return [
-        process
-        for process in processes
-        if any(
-            connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+def _connections(process: psutil.Process, port: int, status: str) -> int:
+    """Return how many sockets with this status a process has on a port of its own."""
+    try:
+        return sum(
+            connection.status == status and connection.laddr.port == port
             for connection in process.net_connections("tcp")
         )
-    ]
+    except psutil.Error:
+        return 0

@@ -1,13 +1,14 @@
 """A DynamoDB in this process, of which a test decides when and what happens.
 
-It stands in for boto3's client below the production ``DynamoProjections``::
+It stands in for boto3's client below the production ``DynamoProjections`` and its like::
 
     database = SimulatedDynamoDB(step=world.step)
     create_tables(database.client, prefix="", pause=never)
     projections = direct_projections(database.client, prefix="", ...)
 
-Requests, answers and errors have boto3's shapes, conditions and statements are evaluated as
-they are written. Of botocore's own work there is nothing: no retries, no timeouts.
+Requests, answers and errors have boto3's shapes, expressions and statements are evaluated as
+they are written, and what is not understood is an error. Of botocore's own work there is
+nothing: no retries, no timeouts.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from tests.support.dynamodb_expressions import holds, parse
+from tests.support.dynamodb_expressions import parse
 from tests.support.simulated_memcached import Delivery, Fault
+from tests.support.simulated_tables import Tables, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
 
     from tests.support.dynamodb_expressions import Item, Statement
+    from tests.support.simulated_tables import Key
 
 __all__ = ["Delivery", "Fault", "SimulatedDynamoDB"]
 
@@ -34,6 +37,14 @@ T = TypeVar("T")
 
 _MAX_KEYS = 100
 _MAX_STATEMENTS = 25
+_MAX_PUTS = 25
+_MAX_ACTIONS = 100
+_CONDITIONAL = {
+    *("TableName", "ConditionExpression", "ExpressionAttributeNames"),
+    *("ExpressionAttributeValues", "ReturnValuesOnConditionCheckFailure"),
+}
+_PUT = {*_CONDITIONAL, "Item"}
+_UPDATE = {*_CONDITIONAL, "Key", "UpdateExpression"}
 
 
 def _no_step(_label: str) -> None:
@@ -52,16 +63,30 @@ def _newest(_label: str, states: int) -> int:
     return states - 1
 
 
-class SimulatedDynamoDB:
-    """Tables of items under a ``pk``. Safe to use from threads, though made for greenlets.
+class _Meta:
+    """What clients of botocore tell of themselves: here, that nothing is ever sent again."""
 
-    ``step`` is called with ``"operation pk"`` just before each read or write of an item
-    takes effect, those of a batch one by one; no lock is held then. ``fault`` is asked
-    next: its error is raised in place of the answer, the operation applied or not. A read
-    that is not strongly consistent answers what ``staleness`` chooses: the index of one of
-    the ``states`` that the item went through, the first (0) being its absence. Reads of a
-    batch for which ``unprocessed`` is true are not done. Items past ``item_max`` bytes are
-    refused.
+    @property
+    def events(self) -> _Meta:
+        return self
+
+    def register(self, event: str, handler: Callable[..., object]) -> None:
+        """Take note of nothing: the event never comes."""
+
+    def unregister(self, event: str, handler: Callable[..., object]) -> None:
+        """Undo nothing."""
+
+
+class SimulatedDynamoDB:
+    """Tables of items. Safe to use from threads, though made for greenlets.
+
+    ``step`` is called with ``"operation pk"``, and the sort key if there is one, just before
+    each read or write of an item takes effect, those of a batch one by one, those of a
+    transaction at once; no lock is held then. ``fault`` is asked next: its error is raised in
+    place of the answer, the operation applied or not. A read that is not strongly consistent
+    answers what ``staleness`` chooses: the index of one of the ``states`` that the item went
+    through, the first (0) being its absence. What is part of a batch, and ``unprocessed`` is
+    true of, is not done. Items past ``item_max`` bytes are refused.
     """
 
     def __init__(
@@ -76,9 +101,9 @@ class SimulatedDynamoDB:
         self.fault: Callable[[str], Fault | None] = _no_fault
         self.unprocessed: Callable[[str], bool] = _all_processed
         self.reachable = True
-        self._item_max = item_max
         self._lock = threading.RLock()
-        self._tables: dict[str, dict[str, list[Item | None]]] = {}
+        self._tables = Tables(item_max=item_max)
+        self.meta = _Meta()
         self._late: list[Callable[[], object]] = []
 
     @property
@@ -86,10 +111,20 @@ class SimulatedDynamoDB:
         """Return this database in the type of boto3's client."""
         return cast("DynamoDBClient", self)
 
-    def item(self, table: str, pk: str) -> Item | None:
-        """Return what is held under a key."""
+    def item(self, table: str, *key: str) -> Item | None:
+        """Return what is held under a key: its pk, and its sk if the table has one."""
         with self._lock:
-            return self._states(table, pk)[-1]
+            return self._tables.table(table, "").states(key)[-1]
+
+    def states(self, table: str, *key: str) -> list[Item | None]:
+        """Return what was held under a key, from its absence to the present."""
+        with self._lock:
+            return list(self._tables.table(table, "").states(key))
+
+    def sweep(self, table: str, *key: str) -> None:
+        """Delete an item, as DynamoDB itself does some time after its TTL attribute says so."""
+        with self._lock:
+            self._tables.table(table, "").states(key).append(None)
 
     def deliver(self) -> None:
         """Apply the writes that are late."""
@@ -102,67 +137,125 @@ class SimulatedDynamoDB:
     def state(self) -> Hashable:
         """Return all that the answers to come depend on, but for late writes and faults."""
         with self._lock:
-            return self.reachable, tuple(
-                (table, pk, tuple(_frozen(item) for item in states))
-                for table, items in sorted(self._tables.items())
-                for pk, states in sorted(items.items())
-                if len(states) > 1
-            )
+            return self.reachable, self._tables.state()
 
     def create_table(self, **request: Any) -> dict[str, Any]:
         self._reach("CreateTable")
         with self._lock:
-            if request["TableName"] in self._tables:
-                raise _error("CreateTable", "ResourceInUseException", "Cannot create it again")
-            self._tables[request["TableName"]] = {}
+            names = tuple(part["AttributeName"] for part in request["KeySchema"])
+            self._tables.create(request["TableName"], names)
         return self.describe_table(TableName=request["TableName"])
 
     def describe_table(self, **request: Any) -> dict[str, Any]:
         self._reach("DescribeTable")
         with self._lock:
-            self._table(request["TableName"], "DescribeTable")
+            self._tables.table(request["TableName"], "DescribeTable")
         return {"Table": {"TableName": request["TableName"], "TableStatus": "ACTIVE"}}
+
+    def update_time_to_live(self, **request: Any) -> dict[str, Any]:
+        """Take the order, and sweep nothing, as DynamoDB may for days."""
+        self._reach("UpdateTimeToLive")
+        with self._lock:
+            self._tables.table(request["TableName"], "UpdateTimeToLive")
+        return {"TimeToLiveSpecification": request["TimeToLiveSpecification"]}
 
     def put_item(self, **request: Any) -> dict[str, Any]:
         """Put an item if its condition holds; else raise, with the old item if asked for it."""
-        table, item = request["TableName"], request["Item"]
-        self._check(item, "PutItem")
+        _understand(request, _PUT)
+        self._tables.check(request["TableName"], request["Item"], "PutItem")
+        key = self._tables.table(request["TableName"], "PutItem").key_of(request["Item"])
 
         def apply() -> dict[str, Any]:
-            states = self._states(table, item["pk"]["S"], "PutItem")
-            condition = request.get("ConditionExpression")
-            values = request.get("ExpressionAttributeValues", {})
-            if condition is None or holds(condition, states[-1], values):
-                states.append(item)
-                return {}
-            error = _error("PutItem", "ConditionalCheckFailedException", "The condition failed")
-            if request.get("ReturnValuesOnConditionCheckFailure") == "ALL_OLD" and states[-1]:
-                error.response["Item"] = dict(states[-1])  # type: ignore[typeddict-unknown-key]
-            raise error
+            self._tables.write(request, "PutItem")
+            return {}
 
-        return self._execute(f"PutItem {item['pk']['S']}", apply)
+        return self._execute(_label("PutItem", key), apply)
+
+    def update_item(self, **request: Any) -> dict[str, Any]:
+        """Update an item, or create it, if its condition holds; else raise as ``put_item``."""
+        _understand(request, {*_UPDATE, "ReturnValues"})
+        key = self._tables.table(request["TableName"], "UpdateItem").exact_key(request["Key"])
+
+        def apply() -> dict[str, Any]:
+            item, assigned = self._tables.write(request, "UpdateItem")
+            match request.get("ReturnValues", "NONE"):
+                case "NONE":
+                    return {}
+                case "ALL_NEW":
+                    return {"Attributes": dict(item)}
+                case "UPDATED_NEW":
+                    return {"Attributes": {name: item[name] for name in assigned}}
+            raise AssertionError(f"not understood: {request['ReturnValues']}")
+
+        return self._execute(_label("UpdateItem", key), apply)
+
+    def transact_write_items(self, **request: Any) -> dict[str, Any]:
+        """Apply up to 100 puts and updates if all of their conditions hold; else none."""
+        _understand(request, {"TransactItems"})
+        operation = "TransactWriteItems"
+        actions = [_action(action) for action in request["TransactItems"]]
+        keys = [self._tables.key(action, operation) for action in actions]
+        if not 0 < len(actions) <= _MAX_ACTIONS or len(set(keys)) < len(actions):
+            raise refused(operation, "ValidationException", "1 to 100 different items")
+
+        def apply() -> dict[str, Any]:
+            self._tables.transact(actions, operation)
+            return {}
+
+        return self._execute(
+            " ".join([operation, *(part for _, key in keys for part in key)]), apply
+        )
 
     def get_item(self, **request: Any) -> dict[str, Any]:
         """Read one item."""
-        item = self._read(request["TableName"], request, request["Key"]["pk"]["S"], "GetItem")
+        _understand(request, {"TableName", "Key", "ConsistentRead"})
+        item = self._read(request["TableName"], request, request["Key"], "GetItem")
         return {} if item is None else {"Item": dict(item)}
 
     def batch_get_item(self, **request: Any) -> dict[str, Any]:
         """Read up to 100 items, each at a moment of its own."""
+        _understand(request, {"RequestItems"})
         responses: dict[str, Any] = {}
         unprocessed: dict[str, Any] = {}
         for table, reads in request["RequestItems"].items():
-            names = [key["pk"]["S"] for key in reads["Keys"]]
-            if not 0 < len(names) <= _MAX_KEYS or len(set(names)) < len(names):
-                raise _error("BatchGetItem", "ValidationException", "1 to 100 different keys")
-            left = [name for name in names if self.unprocessed(f"BatchGetItem {name}")]
+            _understand(reads, {"Keys", "ConsistentRead"})
+            named = {
+                self._tables.table(table, "BatchGetItem").exact_key(key): key
+                for key in reads["Keys"]
+            }
+            if not 0 < len(named) <= _MAX_KEYS or len(named) < len(reads["Keys"]):
+                raise refused("BatchGetItem", "ValidationException", "1 to 100 different keys")
+            left = {key for key in named if self.unprocessed(_label("BatchGetItem", key))}
             if left:
-                unprocessed[table] = {**reads, "Keys": [{"pk": {"S": name}} for name in left]}
+                unprocessed[table] = {**reads, "Keys": [named[key] for key in named if key in left]}
             items = [
-                self._read(table, reads, name, "BatchGetItem") for name in names if name not in left
+                self._read(table, reads, named[key], "BatchGetItem")
+                for key in named
+                if key not in left
             ]
             responses[table] = [dict(item) for item in items if item is not None]
         return {"Responses": responses, "UnprocessedKeys": unprocessed}
+
+    def batch_write_item(self, **request: Any) -> dict[str, Any]:
+        """Put up to 25 items, each at a moment of its own."""
+        _understand(request, {"RequestItems"})
+        operation = "BatchWriteItem"
+        unprocessed: dict[str, Any] = {}
+        for name, writes in request["RequestItems"].items():
+            table = self._tables.table(name, operation)
+            items = [write["PutRequest"]["Item"] for write in writes]
+            keys = [table.key_of(item) for item in items]
+            if not 0 < len(keys) <= _MAX_PUTS or len(set(keys)) < len(keys):
+                raise refused(operation, "ValidationException", "1 to 25 different items")
+            for item in items:
+                self._tables.check(name, item, operation)
+            for write, item, key in zip(writes, items, keys, strict=True):
+                label = _label(operation, key)
+                if self.unprocessed(label):
+                    unprocessed.setdefault(name, []).append(write)
+                else:
+                    self._execute(label, _appends(table.states(key), item))
+        return {"UnprocessedItems": unprocessed}
 
     def batch_execute_statement(self, **request: Any) -> dict[str, Any]:
         """Execute up to 25 statements, each by itself."""
@@ -172,29 +265,32 @@ class SimulatedDynamoDB:
         ]
         names = {statement.pk for statement in statements}
         if not 0 < len(statements) <= _MAX_STATEMENTS or len(names) < len(statements):
-            raise _error("BatchExecuteStatement", "ValidationException", "1 to 25 different keys")
+            raise refused("BatchExecuteStatement", "ValidationException", "1 to 25 different keys")
         return {"Responses": [self._statement(statement) for statement in statements]}
 
     def _statement(self, statement: Statement) -> dict[str, Any]:
         operation = "BatchExecuteStatement"
 
         def apply() -> dict[str, Any]:
-            states = self._states(statement.table, statement.pk, operation)
+            states = self._tables.table(statement.table, operation).states((statement.pk,))
             refusal = statement.refusal(states[-1])
             if refusal is not None:
                 return {"TableName": statement.table, "Error": {"Code": refusal, "Message": ""}}
             item = statement.applied_to(states[-1])
-            self._check(item, operation)
+            self._tables.check(statement.table, item, operation)
             states.append(item)
             return {"TableName": statement.table}
 
         return self._execute(f"{operation} {statement.pk}", apply)
 
-    def _read(self, table: str, request: Mapping[str, Any], pk: str, operation: str) -> Item | None:
-        label = f"{operation} {pk}"
+    def _read(
+        self, table: str, request: Mapping[str, Any], key: Mapping[str, Any], operation: str
+    ) -> Item | None:
+        states_of = self._tables.table(table, operation)
+        label = _label(operation, states_of.exact_key(key))
 
         def apply() -> Item | None:
-            states = self._states(table, pk, operation)
+            states = states_of.states(states_of.key_of(key))
             consistent = request.get("ConsistentRead", False)
             return states[-1 if consistent else self.staleness(label, len(states))]
 
@@ -223,44 +319,22 @@ class SimulatedDynamoDB:
         if not self.reachable:
             raise EndpointConnectionError(endpoint_url="simulated:")
 
-    def _states(self, table: str, pk: str, operation: str = "") -> list[Item | None]:
-        return self._table(table, operation).setdefault(pk, [None])
 
-    def _table(self, table: str, operation: str) -> dict[str, list[Item | None]]:
-        if table not in self._tables:
-            raise _error(operation, "ResourceNotFoundException", "Cannot do it to no table")
-        return self._tables[table]
-
-    def _check(self, item: Item, operation: str) -> None:
-        """Refuse an item that DynamoDB would refuse."""
-        size = sum(
-            len(name.encode()) + len(value if isinstance(value, bytes) else value.encode())
-            for name, attribute in item.items()
-            for value in attribute.values()
-        )
-        if size > self._item_max:
-            raise _error(operation, "ValidationException", "Item size has exceeded the maximum")
-        if not item["pk"]["S"]:
-            raise _error(operation, "ValidationException", "A key may not be empty")
+def _understand(request: Mapping[str, Any], parameters: set[str]) -> None:
+    assert set(request) <= parameters, f"not understood: {set(request) - parameters}"
 
 
-def _error(operation: str, code: str, message: str) -> ClientError:
-    return ClientError(
-        {
-            "Error": {"Code": code, "Message": message},
-            "ResponseMetadata": {
-                "RequestId": "",
-                "HTTPStatusCode": 400,
-                "HTTPHeaders": {},
-                "HostId": "",
-                "RetryAttempts": 0,
-            },
-        },
-        operation,
-    )
+def _action(action: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the put or the update that an action of a transaction is."""
+    ((kind, request),) = action.items()
+    _understand(request, {"Put": _PUT, "Update": _UPDATE}[kind])
+    typed: Mapping[str, Any] = request
+    return typed
 
 
-def _frozen(item: Item | None) -> Hashable:
-    if item is None:
-        return None
-    return tuple(sorted((name, *next(iter(value.items()))) for name, value in item.items()))
+def _label(operation: str, key: Key) -> str:
+    return " ".join((operation, *key))
+
+
+def _appends(states: list[Item | None], item: Item) -> Callable[[], None]:
+    return lambda: states.append(item)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,13 +18,19 @@ LONG = Cached(7, b"proposal " * 1000, NOW)
 times = st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC)).map(  # noqa: DTZ001 - hypothesis adds the zone
     lambda time: time - timedelta(microseconds=time.microsecond % 1000)
 )
+expiries = st.none() | st.datetimes(
+    datetime(1970, 1, 2),  # noqa: DTZ001 - as above
+    datetime(9999, 12, 31),  # noqa: DTZ001 - as above
+    timezones=st.just(UTC),
+)
 values = st.builds(
     Cached,
     st.integers(1, 2**63 - 1),
     st.binary(max_size=200) | st.binary(min_size=1, max_size=9).map(lambda part: part * 300),
     times,
+    expiries,
 )
-absents = st.builds(Cached, st.integers(0, 2**63 - 1), st.none(), times)
+absents = st.builds(Cached, st.integers(0, 2**63 - 1), st.none(), times, expiries)
 leases = st.builds(Lease, st.binary(min_size=16, max_size=16))
 entries = values | absents | leases
 
@@ -49,6 +56,28 @@ def test_an_entry_comes_back_as_it_was(entry: Cached | Lease, above: int) -> Non
 def test_the_cached_time_is_cut_to_milliseconds() -> None:
     entry = Cached(1, b"payload", NOW + timedelta(microseconds=999))
     assert decode(encode(entry, compress_above=100)) == Cached(1, b"payload", NOW)
+
+
+def test_the_expire_time_is_kept_to_the_microsecond() -> None:
+    expire_time = NOW + timedelta(microseconds=1)
+    entry = Cached(1, b"payload", NOW, expire_time)
+    found = decode(encode(entry, compress_above=100))
+    assert isinstance(found, Cached)
+    assert found.expire_time == expire_time
+
+
+def test_what_expired_before_1970_does_not_come_back_to_life() -> None:
+    entry = Cached(1, b"payload", NOW, datetime(1960, 1, 1, tzinfo=UTC))
+    found = decode(encode(entry, compress_above=100))
+    assert isinstance(found, Cached)
+    assert found.expire_time == datetime(1970, 1, 1, microsecond=1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("expire_micros", [-1, -(2**63), 2**63 - 1])
+def test_an_expire_time_that_is_none_is_no_entry(expire_micros: int) -> None:
+    raw = encode(Cached(1, b"payload", NOW), compress_above=100)
+    damaged = raw[: HEADER_BYTES - 8] + struct.pack(">q", expire_micros) + raw[HEADER_BYTES:]
+    assert decode(damaged) is None
 
 
 def test_a_long_payload_is_compressed_and_a_short_one_is_left_as_it_is() -> None:
@@ -125,7 +154,7 @@ def test_different_keys_have_different_names(one: EntityKey, other: EntityKey) -
 
 def test_a_plain_key_stays_readable() -> None:
     key = EntityKey("acme", "proposal", "p-1#draft")
-    assert Namespace("shop").key(key) == b"shop.1=acme#proposal#p-1#draft"
+    assert Namespace("shop").key(key) == b"shop.2=acme#proposal#p-1#draft"
 
 
 @pytest.mark.parametrize(
@@ -133,13 +162,13 @@ def test_a_plain_key_stays_readable() -> None:
 )
 def test_any_other_key_is_a_digest(entity_id: str) -> None:
     name = Namespace("shop").key(EntityKey("acme", "proposal", entity_id))
-    assert name.startswith(b"shop.1~")
-    assert len(name) == len(b"shop.1~") + 64
+    assert name.startswith(b"shop.2~")
+    assert len(name) == len(b"shop.2~") + 64
 
 
 def test_no_entity_can_name_itself_like_anothers_digest() -> None:
     hashed = Namespace("shop").key(EntityKey("", "k", "a b")).decode()
-    for prefix in ("", "shop.1", "shop.1~"):
+    for prefix in ("", "shop.2", "shop.2~"):
         forged = EntityKey("", "k", prefix + hashed)
         assert Namespace("shop").key(forged) != hashed.encode()
 

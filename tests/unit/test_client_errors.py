@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import grpc
@@ -13,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 import duostore
 from duostore import errors
-from duostore.status import BY_CODE, BY_REASON, Call, error_of
+from duostore.status import BY_CODE, BY_REASON, Call, Repeat, error_of
 from duostore.v1 import errors_pb2
 from duostore_server.domain import errors as domain
 from duostore_server.rpc.status import CODES, status_of
@@ -21,10 +22,19 @@ from duostore_server.rpc.status import CODES, status_of
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-READ = Call("get('proposal', 'p1')", "sent-1", writes=False)
-WRITE = Call("save('proposal', 'p1')", "sent-1", writes=True)
+READ = Call("get('proposal', 'p1')", "sent-1", Repeat.READS)
+WRITE = Call("save('proposal', 'p1')", "sent-1", Repeat.NEVER)
+KEYED = replace(WRITE, repeat=Repeat.KEYED, idempotency_key="key-1")
+SNAPSHOT = Call("snapshot('proposal', 'p1')", "sent-1", Repeat.HARMLESS)
 
-NUMBERS = {"version": "5", "expected": "2", "min_version": "9", "size": "7", "limit": "6"}
+NUMBERS = {
+    "version": "5",
+    "expected": "2",
+    "min_version": "9",
+    "size": "7",
+    "limit": "6",
+    "sequence": "4",
+}
 DETAILS = "grpc-status-details-bin"
 REASONS = [
     name.removeprefix("ERROR_REASON_")
@@ -159,6 +169,19 @@ DOMAIN_ERRORS: list[tuple[Exception, type[duostore.Error], dict[str, object]]] =
         duostore.AnswerTooLargeError,
         {"size": 5000, "limit": 4000},
     ),
+    (domain.SnapshotNotFoundError(8), duostore.SnapshotNotFoundError, {"sequence": 8}),
+    (domain.IdempotencyKeyReusedError(), duostore.IdempotencyKeyReusedError, {}),
+    (
+        domain.DuplicateInProgressError(),
+        duostore.DuplicateInProgressError,
+        {"maybe_applied": False},
+    ),
+    (
+        domain.VersionMismatchError(2, 5).at(3),
+        duostore.VersionMismatchError,
+        {"mutation": 3, "expected": 2},
+    ),
+    (domain.EntityExistsError(5), duostore.EntityExistsError, {"mutation": None}),
     (ZeroDivisionError(), duostore.InternalError, {"maybe_applied": True}),
 ]
 
@@ -208,6 +231,7 @@ def test_errors_survive_pickling_and_copying(kind: type[duostore.Error]) -> None
         retry_after=1.5,
         field_violations=[duostore.FieldViolation("a", "b")],
         maybe_applied=True,
+        idempotency_key="key-1",
     )
     error.add_note("seen at three in the morning")
     for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
@@ -218,6 +242,64 @@ def test_errors_survive_pickling_and_copying(kind: type[duostore.Error]) -> None
 
 
 def test_only_a_refused_request_is_a_value_error() -> None:
-    assert [kind.__name__ for kind in classes() if issubclass(kind, ValueError)] == [
-        "InvalidRequestError"
-    ]
+    assert {kind.__name__ for kind in classes() if issubclass(kind, ValueError)} == {
+        "InvalidRequestError",
+        "IdempotencyKeyReusedError",
+    }
+
+
+@pytest.mark.parametrize(
+    ("call", "advice"),
+    [
+        (WRITE, "read the entity with strong=True before you repeat it"),
+        (KEYED, "repeat it with the idempotency_key of this error, and it is applied once"),
+        (SNAPSHOT, "repeat it: to be stored twice does no harm"),
+    ],
+)
+def test_what_to_do_about_a_write_that_may_have_been_applied(call: Call, advice: str) -> None:
+    error = error_of(call, grpc.StatusCode.DEADLINE_EXCEEDED, "too late", [])
+    assert error.maybe_applied
+    assert advice in str(error)
+    assert error.idempotency_key == call.idempotency_key
+
+
+@pytest.mark.parametrize("index", ["", "-1", "x", "²"])
+def test_a_mutation_is_told_by_its_index_alone(index: str) -> None:
+    details = trailing(info("ENTITY_EXISTS", version="5", mutation=index))
+    error = error_of(WRITE, grpc.StatusCode.ALREADY_EXISTS, "it exists", details)
+    assert isinstance(error, duostore.RefusalError)
+    assert error.mutation is None
+
+
+IN_DOUBT = KEYED.again(error_of(KEYED, grpc.StatusCode.UNAVAILABLE, "connection reset", []))
+
+
+def test_a_try_that_may_have_been_applied_puts_the_call_in_doubt() -> None:
+    refused = error_of(KEYED, grpc.StatusCode.UNAVAILABLE, "down", trailing(info("OVERLOADED")))
+    assert (IN_DOUBT.tries, IN_DOUBT.in_doubt) == (2, True)
+    assert (KEYED.again(refused).tries, KEYED.again(refused).in_doubt) == (2, False)
+    assert IN_DOUBT.again(refused).in_doubt, "a later try takes no doubt away"
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_only_what_decides_takes_the_doubt_of_an_earlier_try_away(reason: str) -> None:
+    code = CODES[domain.Reason(reason)]
+    error = error_of(IN_DOUBT, code, "it failed", trailing(info(reason, **NUMBERS)))
+    decides = reason in {
+        "ENTITY_NOT_FOUND",
+        "ENTITY_EXISTS",
+        "VERSION_MISMATCH",
+        "IDEMPOTENCY_KEY_REUSED",
+    }
+    assert error.maybe_applied is not decides
+    unknown = {"INTERNAL", "DEADLINE_EXCEEDED"}  # which say so by themselves
+    expected = BY_REASON[reason] if decides or reason in unknown else None
+    assert type(error) is (expected or duostore.WriteOutcomeUnknownError)
+    assert "tried 2 times" in str(error)
+
+
+def test_a_credential_that_expires_between_two_tries_does_not_decide_the_first() -> None:
+    error = error_of(IN_DOUBT, grpc.StatusCode.UNAUTHENTICATED, "the token has expired", [])
+    assert type(error) is duostore.WriteOutcomeUnknownError
+    assert (error.maybe_applied, error.code) == (True, grpc.StatusCode.UNAUTHENTICATED)
+    assert error.idempotency_key == "key-1"

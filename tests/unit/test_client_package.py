@@ -22,7 +22,11 @@ CLIENT = Path(__file__).parents[2] / "clients" / "python"
 
 def test_every_name_of_the_package_is_there() -> None:
     assert duostore.__all__ == sorted(set(duostore.__all__))
-    assert all(getattr(duostore, name).__name__ == name for name in duostore.__all__)
+    values = {name: getattr(duostore, name) for name in duostore.__all__}
+    assert values.pop("Mutation") == duostore.Save | duostore.Publish | duostore.Delete | (
+        duostore.Check
+    )
+    assert all(value.__name__ == name for name, value in values.items())
     assert set(duostore.__all__) <= set(dir(duostore))
     with pytest.raises(AttributeError, match="no attribute 'Clinet'"):
         _ = duostore.Clinet  # type: ignore[attr-defined]
@@ -51,13 +55,13 @@ def test_the_requirements_are_those_of_the_generated_stubs() -> None:
 
 
 def test_the_caller_s_channel_options_count_before_the_client_s_own() -> None:
-    ours = dict(channel_options([], retries=True))
-    theirs = channel_options([("grpc.keepalive_time_ms", 60_000), ("a.b", 1)], retries=True)
+    ours = dict(channel_options([]))
+    theirs = channel_options([("grpc.keepalive_time_ms", 60_000), ("a.b", 1)])
     assert ours["grpc.keepalive_time_ms"] == 30_000
     assert ours["grpc.max_receive_message_length"] == 128 * 2**20
     assert dict(theirs) == {**ours, "grpc.keepalive_time_ms": 60_000, "a.b": 1}
     assert len(theirs) == len(dict(theirs))
-    assert "grpc.service_config" not in dict(channel_options([], retries=False))
+    assert "grpc.service_config" not in ours, "what is tried again is decided in one place"
 
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
@@ -75,7 +79,19 @@ def test_entities_are_equal_wherever_they_were_read() -> None:
 
 
 def test_values_survive_pickling() -> None:
-    for value in (ENTITY, ENTITY.key, duostore.Saved(1, NOW, projected=True)):
+    key = ENTITY.key
+    for value in (
+        ENTITY,
+        key,
+        duostore.Saved(1, NOW, projected=True),
+        duostore.Save("proposal", "p1", {"a": [1]}, if_version=2),
+        duostore.Publish("proposal", "p1", 7, if_absent=True),
+        duostore.Delete("proposal", "p1", if_version=2),
+        duostore.Check("proposal", "p1", 2),
+        duostore.Transacted((duostore.Applied(key, 3, NOW),), projected=True),
+        duostore.Appended(7, NOW),
+        duostore.Snapshot("acme", "proposal", "p1", 7, {"a": [1]}, NOW),
+    ):
         assert pickle.loads(pickle.dumps(value)) == value
     assert pickle.loads(pickle.dumps(ENTITY)).served_from is duostore.Store.AURORA
 

@@ -1,12 +1,11 @@
-"""The serialized entity."""
+"""The serialized entity and snapshot."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,42 +15,98 @@ from duostore_server import codec
 from duostore_server.domain.documents import normalized
 from duostore_server.domain.entities import Entity
 from duostore_server.domain.keys import EntityKey
+from duostore_server.domain.snapshots import Head
 from tests.unit.test_documents import acceptable
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KEY = EntityKey("acme", "proposal", "ü#1")
+MESSAGE = entity_pb2.EntityKey(tenant=KEY.tenant, kind=KEY.kind, id=KEY.id)
 CREATED = datetime(2024, 2, 29, 12, 0, 0, 123456, UTC)
 UPDATED = datetime(2026, 11, 23, 9, 30, 1, tzinfo=UTC)
 
 
 def entity(data: dict[str, Any], version: int = 7) -> Entity:
-    return Entity(EntityKey("acme", "proposal", "ü#1"), version, data, CREATED, UPDATED)
+    return Entity(KEY, version, data, CREATED, UPDATED)
 
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+documents = st.dictionaries(names, acceptable)
+numbers = st.integers(1, 2**63 - 1)
 
 
-@given(st.dictionaries(names, acceptable), st.integers(1, 2**63 - 1))
+@given(documents, numbers)
 def test_an_entity_comes_back_as_it_went_in(data: dict[str, Any], version: int) -> None:
     whole = entity(normalized(data), version)
     assert codec.decode(codec.encode(whole)) == whole
 
 
-def test_the_same_entity_gives_the_same_bytes() -> None:
-    one = entity({"a": 1, "b": 2, "c": {"d": 3, "e": 4}})
-    other = entity({"c": {"e": 4, "d": 3}, "b": 2, "a": 1})
-    assert codec.encode(one) == codec.encode(other)
-
-
 def test_the_payload_is_the_public_message() -> None:
     message = entity_pb2.Entity.FromString(codec.encode(entity({"a": [1, None, "x"]})))
-    assert message.key == entity_pb2.EntityKey(tenant="acme", kind="proposal", id="ü#1")
+    assert message.key == MESSAGE
     assert message.version == 7
     assert message.update_time.ToDatetime(UTC) == UPDATED
     assert codec.plain(message.data) == {"a": [1.0, None, "x"]}
 
 
 def test_what_is_no_payload_is_refused() -> None:
-    with pytest.raises(DecodeError):
-        codec.decode(b"\xff\xff")
+    for read in (codec.decode, codec.document_of):
+        with pytest.raises(ValueError, match="not a serialized"):
+            read(b"\xff\xff")
+
+
+def test_an_empty_document_is_one_all_the_same() -> None:
+    for payload in (codec.encode(entity({})), codec.encode_head(KEY, {})):
+        assert entity_pb2.Entity.FromString(payload).HasField("data")
+    snapshot = entity_pb2.EntitySnapshot.FromString(codec.encode_snapshot(KEY, {}, CREATED))
+    assert snapshot.HasField("data")
+
+
+@given(documents, numbers)
+def test_a_head_becomes_the_entity_once_its_version_is_known(
+    data: dict[str, Any], version: int
+) -> None:
+    payload = codec.encode_head(KEY, normalized(data))
+    head = Head(version, payload, CREATED, UPDATED, expire_time=None)
+    whole = codec.head_entity(payload, head)
+    assert codec.decode(whole) == entity(normalized(data), version)
+    assert codec.document_of(payload) == codec.document_of(whole) == normalized(data)
+
+
+def test_a_head_has_neither_version_nor_times_of_its_own() -> None:
+    message = entity_pb2.Entity.FromString(codec.encode_head(KEY, {"a": 1}))
+    assert {field.name for field, _ in message.ListFields()} == {"key", "data"}
+
+
+@given(documents, numbers)
+def test_a_snapshot_is_whole_once_its_sequence_is_known(
+    data: dict[str, Any], sequence: int
+) -> None:
+    payload = codec.encode_snapshot(KEY, normalized(data), UPDATED)
+    whole = codec.numbered(payload, sequence)
+    assert codec.document_of(payload) == codec.document_of(whole) == normalized(data)
+    message = entity_pb2.EntitySnapshot.FromString(whole)
+    assert message.key == MESSAGE
+    assert message.sequence == sequence
+    assert message.snapshot_time.ToDatetime(UTC) == UPDATED
+    assert entity_pb2.EntitySnapshot.FromString(payload).sequence == 0
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda data: codec.encode(entity(data)),
+        lambda data: codec.encode_head(KEY, data),
+        lambda data: codec.encode_snapshot(KEY, data, UPDATED),
+    ],
+    ids=["entity", "head", "snapshot"],
+)
+def test_the_same_document_gives_the_same_bytes(encode: Callable[[Any], bytes]) -> None:
+    inner = [(str(n), n) for n in range(200)]
+    one = {"x": dict(inner), **dict(inner)}
+    other = {**dict(inner[::-1]), "x": dict(inner[::-1])}
+    assert encode(one) == encode(other)
 
 
 def test_a_struct_with_values_that_json_lacks_is_read_all_the_same() -> None:

@@ -255,7 +255,8 @@ def test_policies_say_what_the_file_says() -> None:
     assert [*deployed.violations(EntityKey("", "invoice", "1"), "key")] == [
         FieldViolation(
             "key.kind",
-            "'invoice' is not a configured kind (configured: language, proposal, template)",
+            "'invoice' is not a configured kind "
+            "(configured: editor_state, language, proposal, template)",
         )
     ]
 

@@ -5,6 +5,7 @@ import math
 import re
 import tomllib
 import traceback
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,12 @@ from duostore_server.config import (
     check_for_serve,
     describe,
     load,
+    policies,
 )
 from duostore_server.config.entries import Entry, entries, env_name
+from duostore_server.config.settings import Snapshots
+from duostore_server.domain.keys import EntityKey
+from duostore_server.domain.policies import SnapshotPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -145,7 +150,8 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
         "cache.nodes": 'lists "a:1" twice',
         "queries": (
             "is not known; known here: "
-            "server, aurora, dynamodb, cache, projector, metrics, logging, kinds"
+            "server, aurora, dynamodb, cache, projector, consolidator, idempotency, metrics, "
+            "logging, kinds"
         ),
         "kinds.proposal.cache_ttl": (
             'must be a duration: a whole number and one of ms, s, m, h, d, such as "60s"'
@@ -225,6 +231,7 @@ def test_the_environment_is_checked_even_if_the_file_cannot_be_read(tmp_path: Pa
         ("[metrics]\nzzz = 1", "metrics.zzz", "is not known; known here: address"),
         ("[server.tls]\ncertificat = 'x'", "server.tls.certificat", '"certificate"?'),
         ("[kinds.note]\ncache_tll = '1m'", "kinds.note.cache_tll", '"cache_ttl"?'),
+        ("[kinds.note.snapshots]\nkept = '7d'", "kinds.note.snapshots.kept", '"keep"?'),
         ("[quotas.calls]\nlimit = 1", "quotas", "is not known; known here: server"),
         ('[kinds."a.b"]\nx = 1', 'kinds."a.b".x', "is not known"),
     ],
@@ -245,6 +252,11 @@ def test_an_unknown_key_is_refused_with_a_guess(
         ("kinds = []", "kinds", "must be a table: [kinds]"),
         ("[server]\ntls = true", "server.tls", "must be a table: [server.tls]"),
         ("[kinds]\nnote = 3", "kinds.note", "must be a table: [kinds.note]"),
+        (
+            "[kinds.note]\nsnapshots = true",
+            "kinds.note.snapshots",
+            "must be a table: [kinds.note.snapshots]",
+        ),
         ("[kinds.'']", 'kinds.""', "the name of the kind must not be empty"),
         ("[kinds." + "x" * 65 + "]", "kinds." + "x" * 65, "has 65 bytes of UTF-8"),
         ('[kinds."a\\u0007"]', 'kinds."a\a"', "holds the control character U+0007"),
@@ -278,7 +290,10 @@ def test_tables_and_names_of_kinds_are_checked(
         ("[cache]\nbackend = 'redis'", 'must be "memcached" or "memory"'),
         ("[server.tls]\ncertificate = '.'\nkey = '.'", "cannot be read"),
         ("[server.tls]\ncertificate = ''\nkey = ''", "must be the path of a file"),
-        ("[kinds.note]\nhome = 'dynamodb'", 'must be "aurora"'),
+        ("[kinds.note]\nhome = 'redis'", 'must be "aurora" or "dynamodb"'),
+        ("[kinds.note]\nttl = 24", "is a number without a unit"),
+        ("[kinds.note]\nsnapshots = { keep = '59s' }", "must be 0s, for none, or at least 60s"),
+        ("[kinds.note]\nsnapshots = { keep = '1ms' }", "must be 0s, for none, or at least 60s"),
         ("[kinds.note]\nprojection = 'sync'", 'must be "inline" or "async"'),
     ],
 )
@@ -333,7 +348,11 @@ def test_keys_without_a_value_may_not_be_empty(name: str, tmp_path: Path) -> Non
         ("DUOSTORE_AURORA_DSN", 'did you mean "DUOSTORE__AURORA__DSN"?'),
         ("duostore__aurora__dsn", 'did you mean "DUOSTORE__AURORA__DSN"?'),
         ("DUOSTORE__KINDS__NOET__CACHE_TTL", 'did you mean "DUOSTORE__KINDS__NOTE__CACHE_TTL"?'),
-        ("DUOSTORE__KINDS__NOTE__TTL", "matches no key"),
+        ("DUOSTORE__KINDS__NOTE__LIFE", "matches no key"),
+        (
+            "DUOSTORE__KINDS__NOTE__SNAPSHOTS__KEPT",
+            'did you mean "DUOSTORE__KINDS__NOTE__SNAPSHOTS__KEEP"?',
+        ),
         ("duostore__aurora__dns", "matches no key"),
         ("DUOSTORE__XYZZY", "matches no key"),
         ("DUOSTORE__", "matches no key"),
@@ -369,6 +388,77 @@ def test_kinds_are_overridden_whatever_their_names_hold(tmp_path: Path) -> None:
 
     assert loaded.kinds["Blog-Post.v2"].cache_ttl == 7
     assert loaded.kinds["a__b"].cache_ttl == 8
+
+
+def test_what_each_home_of_a_kind_means_to_the_use_cases(tmp_path: Path) -> None:
+    text = """
+        [kinds.plain]
+        [kinds.drafted]
+        snapshots = {}
+        [kinds.unkept]
+        cache_ttl = "7s"
+        [kinds.unkept.snapshots]
+        consolidate_every = "1m"
+        keep = "0s"
+        [kinds.state]
+        home = "dynamodb"
+        [kinds.session]
+        home = "dynamodb"
+        cache_ttl = "2s"
+        ttl = "24h"
+        consolidate_every = "5m"
+    """
+    found = policies(settings(text, tmp_path))
+
+    def of(kind: str) -> tuple[object, ...]:
+        policy = found.of(EntityKey("", kind, "1"))
+        every = policy.consolidate_every
+        return policy.home.value, policy.cache_ttl, policy.ttl, every, policy.snapshots
+
+    assert of("plain") == ("aurora", 60, None, None, None)
+    by_default = SnapshotPolicy(timedelta(seconds=30), timedelta(days=7))
+    assert of("drafted") == ("aurora", 60, None, None, by_default)
+    unkept = SnapshotPolicy(timedelta(minutes=1), timedelta(0))
+    assert of("unkept") == ("aurora", 7, None, None, unkept)
+    assert of("state") == ("dynamodb", 5, None, None, None)
+    every = timedelta(minutes=5)
+    assert of("session") == ("dynamodb", 2, timedelta(hours=24), every, None)
+
+
+@pytest.mark.parametrize("text", ["[kinds.proposal]", "[kinds.proposal]\nsnapshots = {}"])
+def test_the_environment_reaches_tables_within_a_kind(text: str, tmp_path: Path) -> None:
+    loaded = settings(text, tmp_path, {"DUOSTORE__KINDS__PROPOSAL__SNAPSHOTS__KEEP": "30d"})
+
+    assert loaded.kinds["proposal"].snapshots == Snapshots.model_validate({"keep": "30d"})
+    assert list(problems(text, tmp_path, {"DUOSTORE__KINDS__PROPOSAL__SNAPSHOTS__KEEP": "30"})) == [
+        "kinds.proposal.snapshots.keep"
+    ]
+    assert load(None, {"DUOSTORE__KINDS__A__SNAPSHOTS__CONSOLIDATE_EVERY": "1m"}).kinds.keys() == {
+        "a"
+    }
+
+
+def test_every_misfit_of_a_kind_is_told_at_once(tmp_path: Path) -> None:
+    text = """
+        [kinds.a]
+        ttl = "1h"
+        consolidate_every = "1m"
+        snapshots = { keep = "2s" }
+        [kinds.b]
+        home = "dynamodb"
+        projection = "async"
+        [kinds.b.snapshots]
+    """
+
+    assert set(problems(text, tmp_path)) == {
+        "kinds.a.ttl",
+        "kinds.a.consolidate_every",
+        "kinds.a.snapshots.keep",
+        "kinds.b.projection",
+        "kinds.b.snapshots",
+    }
+    # Of a home that cannot be read nothing follows.
+    assert list(problems("[kinds.a]\nhome = 'x'\nttl = '1h'", tmp_path)) == ["kinds.a.home"]
 
 
 def test_a_variable_that_could_mean_two_kinds_is_a_problem(tmp_path: Path) -> None:
@@ -437,6 +527,22 @@ def test_without_a_file_the_environment_says_everything() -> None:
         ("[cache]\ntimeout = '701ms'", "projector.claim", "which is 1501ms"),
         ("[metrics]\naddress = '127.0.0.1:50051'", "metrics.address", "is server.address"),
         ("[metrics]\naddress = '0.0.0.0:50051'", "metrics.address", "is server.address"),
+        ("[kinds.a]\nttl = '1h'", "kinds.a.ttl", 'needs kinds.a.home = "dynamodb"'),
+        (
+            "[kinds.a]\nconsolidate_every = '1m'",
+            "kinds.a.consolidate_every",
+            'needs kinds.a.home = "dynamodb"',
+        ),
+        (
+            "[kinds.a]\nhome = 'dynamodb'\nsnapshots = {}",
+            "kinds.a.snapshots",
+            'needs kinds.a.home = "aurora"',
+        ),
+        (
+            "[kinds.a]\nhome = 'dynamodb'\nprojection = 'async'",
+            "kinds.a.projection",
+            'must be "inline" with kinds.a.home = "dynamodb"',
+        ),
         ("[server.tls]\nkey = 'a.pem'", "server.tls.certificate", "with server.tls.key"),
         ("[server.tls]\ncertificate = 'a.pem'", "server.tls.key", "with server.tls.certificate"),
         ("[server.tls]\nclient_ca = 'a.pem'", "server.tls.client_ca", "beside it"),
@@ -466,6 +572,8 @@ def test_keys_must_fit_together(text: str, key: str, message: str, tmp_path: Pat
         "[projector]\nclaim = '900ms'",
         "[cache]\ntimeout = '700ms'",
         "[metrics]\naddress = '127.0.0.2:50051'",
+        "[kinds.a]\nhome = 'dynamodb'\nttl = '1h'\nconsolidate_every = '1m'",
+        "[kinds.a]\nprojection = 'async'\nsnapshots = {}",
         "[server.tls]\ncertificate = 'a.pem'\nkey = 'a.pem'\nclient_ca = 'a.pem'",
     ],
 )

@@ -66,6 +66,8 @@ def test_the_json_schema_accepts_what_is_loaded_and_refuses_what_is_not(tmp_path
         "[cache]\nbackend = 'redis'",
         "[queries.x]",
         "[kinds.note]\nhome = 'x'",
+        "[kinds.note]\nttl = '1 day'",
+        "[kinds.note.snapshots]\nkept = '7d'",
         "[kinds]",
     ):
         file.write_text(text if "kinds" in text else f"{text}\n[kinds.note]\n")
@@ -96,3 +98,19 @@ def test_a_description_names_every_kind_as_toml_does(tmp_path: Path) -> None:
 
     assert '\n[kinds."a.b"]\nhome = "aurora"\n' in describe(load(file, {}))
     assert "\n[kinds.c]\n" in describe(load(file, {}))
+
+
+def test_a_description_tells_what_a_kind_does_not_have(tmp_path: Path) -> None:
+    file = tmp_path / "duostore.toml"
+    file.write_text("[kinds.a]\nhome = 'dynamodb'\n[kinds.b.snapshots]\nkeep = '0s'\n")
+    described = describe(load(file, {}))
+
+    assert '\nhome = "dynamodb"\ncache_ttl = "5s"\n' in described
+    assert "\n# [kinds.a.snapshots] is not set\n" in described
+    assert '\n[kinds.b.snapshots]\nconsolidate_every = "30s"\nkeep = "0s"\n' in described
+    assert described.count("# ttl is not set\n") == 2
+
+
+def test_a_table_within_a_kind_says_what_it_is_for() -> None:
+    assert "\n## `[kinds.NAME.snapshots]`\n\nSnapshots of the kind" in render_reference()
+    assert "\n## `[kinds.NAME]`\n\nThe kinds of entity" in render_reference()

@@ -21,6 +21,7 @@ MIB = 1024 * 1024
 JOB = Job(Fingerprint(7, "ab"), "127.0.0.1:1", "t", "proposal", "meta.id")
 CHECKPOINT = Checkpoint(
     JOB,
+    "1f",
     line=3,
     offset=30,
     beyond={9: 90, 5: 50},
@@ -42,7 +43,8 @@ def test_a_checkpoint_comes_back() -> None:
         b"[]",
         b"{}",
         b"null",
-        CHECKPOINT.encode().replace(b'"format": 1', b'"format": 2'),
+        CHECKPOINT.encode().replace(b'"format": 2', b'"format": 1'),
+        CHECKPOINT.encode().replace(b'"load_id"', b'"name"'),
         CHECKPOINT.encode().replace(b'"line": 3', b'"line": "x"'),
         CHECKPOINT.encode().replace(b'"offset"', b'"place"'),
         CHECKPOINT.encode().replace(b'"digest"', b'"hash"'),
@@ -58,11 +60,12 @@ def test_lines_are_counted_once_each() -> None:
 
 
 def test_a_job_tells_how_another_differs() -> None:
-    other = replace(JOB, kind="draft", target="127.0.0.1:2")
+    other = replace(JOB, kind="draft", target="127.0.0.1:2", if_absent=True)
     assert list(JOB.differences(JOB)) == []
     assert list(JOB.differences(other)) == [
         "--target was '127.0.0.1:1' and is '127.0.0.1:2' now",
         "--kind was 'proposal' and is 'draft' now",
+        "--if-absent was False and is True now",
     ]
 
 

@@ -22,9 +22,9 @@ class Terminal(io.StringIO):
 
 def _journal(*, resumed: bool = False) -> Journal:
     job = Job(Fingerprint(TOTAL, ""), "127.0.0.1:1", "", "k", "id")
-    start = Checkpoint(job)
+    start = Checkpoint(job, "1f")
     if resumed:
-        start = Checkpoint(job, line=5000, offset=500_000, counts=Counts(saved=5000))
+        start = Checkpoint(job, "1f", line=5000, offset=500_000, counts=Counts(saved=5000))
     return Journal(SimulatedDisk(), SOURCE, start)
 
 

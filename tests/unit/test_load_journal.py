@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import secrets
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ SOURCE = Path("/data/a.jsonl")
 PROGRESS = Path("/data/a.jsonl.load-progress")
 REJECTED = Path("/data/a.jsonl.rejected")
 JOB = Job(Fingerprint(1000, "ab"), "127.0.0.1:50051", "", "proposal", "id")
+ID = "1f"
 
 
 def _line(number: int, text: bytes = b"{}") -> Line:
@@ -33,7 +35,7 @@ def _rejected(disk: SimulatedDisk) -> list[dict[str, Any]]:
 
 
 def test_the_finished_lines_before_the_first_unfinished_one_are_counted() -> None:
-    journal = open_journal(SimulatedDisk(), SOURCE, JOB, restart=False)
+    journal = open_journal(SimulatedDisk(), SOURCE, JOB, restart=False, new_id=ID)
     journal.saved(_line(2), pending=False)
     journal.existed(_line(3))
     assert (journal.line, journal.offset, journal.counts.lines) == (0, 0, 2)
@@ -43,12 +45,12 @@ def test_the_finished_lines_before_the_first_unfinished_one_are_counted() -> Non
 
 def test_a_resumed_load_knows_what_was_finished() -> None:
     disk = SimulatedDisk()
-    journal = open_journal(disk, SOURCE, JOB, restart=False)
+    journal = open_journal(disk, SOURCE, JOB, restart=False, new_id=ID)
     for number in (1, 2, 4, 7):
         journal.saved(_line(number), pending=number == 2)
     journal.reject(_line(5), "bad")
     journal.keep()
-    resumed = open_journal(disk, SOURCE, JOB, restart=False)
+    resumed = open_journal(disk, SOURCE, JOB, restart=False, new_id=ID)
     assert (resumed.line, resumed.offset) == (2, 20)
     assert resumed.counts == journal.counts
     unfinished = [number for number in range(3, 9) if not resumed.is_finished(_line(number))]
@@ -59,7 +61,7 @@ def test_a_resumed_load_knows_what_was_finished() -> None:
 
 def test_a_rejected_line_stands_in_the_file_with_number_and_reason() -> None:
     disk = SimulatedDisk()
-    journal = open_journal(disk, SOURCE, JOB, restart=False)
+    journal = open_journal(disk, SOURCE, JOB, restart=False, new_id=ID)
     journal.reject(_line(3, '{"name": "Zoë'.encode()), "is not JSON")
     journal.reject(_line(1, b"caf\xe9"), "is not UTF-8")
     assert _rejected(disk) == [
@@ -70,7 +72,7 @@ def test_a_rejected_line_stands_in_the_file_with_number_and_reason() -> None:
 
 def test_a_complete_load_leaves_only_the_rejected_lines() -> None:
     disk = SimulatedDisk()
-    journal = open_journal(disk, SOURCE, JOB, restart=False)
+    journal = open_journal(disk, SOURCE, JOB, restart=False, new_id=ID)
     journal.saved(_line(1), pending=False)
     journal.reject(_line(2), "bad")
     journal.keep()
@@ -82,7 +84,7 @@ def test_a_complete_load_leaves_only_the_rejected_lines() -> None:
 
 def test_a_load_that_rejects_nothing_removes_what_an_earlier_one_rejected() -> None:
     disk = SimulatedDisk({REJECTED: b"old\n"})
-    journal = open_journal(disk, SOURCE, JOB, restart=False)
+    journal = open_journal(disk, SOURCE, JOB, restart=False, new_id=ID)
     journal.keep()
     assert disk.files() == {REJECTED: b"old\n"}, "nothing was done yet"
     journal.saved(_line(1), pending=False)
@@ -92,14 +94,55 @@ def test_a_load_that_rejects_nothing_removes_what_an_earlier_one_rejected() -> N
 
 def test_a_load_replaces_what_an_earlier_one_rejected() -> None:
     disk = SimulatedDisk({REJECTED: b"old\n" * 100})
-    journal = open_journal(disk, SOURCE, JOB, restart=False)
+    journal = open_journal(disk, SOURCE, JOB, restart=False, new_id=ID)
     journal.reject(_line(1), "bad")
     assert [entry["line"] for entry in _rejected(disk)] == [1]
 
 
+def test_a_load_that_has_begun_is_known_again_though_nothing_was_done() -> None:
+    disk = SimulatedDisk({REJECTED: b"of an earlier load\n"})
+    open_journal(disk, SOURCE, JOB, restart=False, new_id="first").begin()
+    for files in disk.survivors():
+        assert files[REJECTED] == b"of an earlier load\n"
+        again = open_journal(SimulatedDisk(files), SOURCE, JOB, restart=False, new_id="second")
+        assert (again.load_id, again.line) == ("first", 0)
+
+
+def test_a_load_keeps_its_id_until_it_is_complete_or_begun_anew() -> None:
+    disk = SimulatedDisk()
+    journal = open_journal(disk, SOURCE, JOB, restart=False, new_id="first")
+    journal.begin()
+    journal.saved(_line(1), pending=False)
+    journal.keep()
+    resumed = open_journal(disk, SOURCE, JOB, restart=False, new_id="second")
+    resumed.begin()
+    assert resumed.load_id == "first"
+    anew = open_journal(SimulatedDisk(disk.files()), SOURCE, JOB, restart=True, new_id="third")
+    assert anew.load_id == "third"
+    resumed.complete()
+    assert open_journal(disk, SOURCE, JOB, restart=False, new_id="fourth").load_id == "fourth"
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        replace(JOB, kind="draft"),
+        replace(JOB, input=Fingerprint(1000, "cd")),
+        replace(JOB, if_absent=True),
+    ],
+)
+def test_a_load_that_came_to_nothing_is_in_nobody_s_way(job: Job) -> None:
+    disk = SimulatedDisk()
+    open_journal(disk, SOURCE, JOB, restart=False, new_id="first").begin()
+    journal = open_journal(disk, SOURCE, job, restart=False, new_id="second")
+    assert journal.load_id == "second"
+    journal.begin()
+    assert Checkpoint.decode(disk.files()[PROGRESS]).job == job
+
+
 def _interrupted(*, rejected: bool = True) -> SimulatedDisk:
     disk = SimulatedDisk()
-    journal = open_journal(disk, SOURCE, JOB, restart=False)
+    journal = open_journal(disk, SOURCE, JOB, restart=False, new_id=ID)
     journal.saved(_line(1), pending=False)
     if rejected:
         journal.reject(_line(2), "bad")
@@ -109,7 +152,7 @@ def _interrupted(*, rejected: bool = True) -> SimulatedDisk:
 
 def test_a_restart_forgets_what_was_done() -> None:
     disk = _interrupted()
-    journal = open_journal(disk, SOURCE, JOB, restart=True)
+    journal = open_journal(disk, SOURCE, JOB, restart=True, new_id=ID)
     assert (journal.line, journal.counts.lines) == (0, 0)
     assert next(iter(disk.survivors())).keys() == {REJECTED}
     journal.reject(_line(7), "bad")
@@ -119,8 +162,8 @@ def test_a_restart_forgets_what_was_done() -> None:
 def test_a_changed_file_is_refused() -> None:
     changed = replace(JOB, input=Fingerprint(1000, "cd"))
     with pytest.raises(LoadRefusedError, match=r"was changed since .* line 3; .*--restart"):
-        open_journal(_interrupted(), SOURCE, changed, restart=False)
-    open_journal(_interrupted(), SOURCE, changed, restart=True)
+        open_journal(_interrupted(), SOURCE, changed, restart=False, new_id=ID)
+    open_journal(_interrupted(), SOURCE, changed, restart=True, new_id=ID)
 
 
 @pytest.mark.parametrize(
@@ -129,17 +172,18 @@ def test_a_changed_file_is_refused() -> None:
         (replace(JOB, kind="draft"), "--kind was 'proposal' and is 'draft' now"),
         (replace(JOB, tenant="t"), "--tenant was '' and is 't' now"),
         (replace(JOB, id="key"), "--id was 'id' and is 'key' now"),
+        (replace(JOB, if_absent=True), "--if-absent was False and is True now"),
         (replace(JOB, target="b:1"), "--target was '127.0.0.1:50051' and is 'b:1' now"),
     ],
 )
 def test_another_load_of_the_file_does_not_resume_this_one(job: Job, option: str) -> None:
     with pytest.raises(LoadRefusedError, match=option):
-        open_journal(_interrupted(), SOURCE, job, restart=False)
+        open_journal(_interrupted(), SOURCE, job, restart=False, new_id=ID)
 
 
 def test_progress_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(LoadRefusedError, match=r"load-progress cannot be read: .*--restart"):
-        open_journal(SimulatedDisk({PROGRESS: b"{"}), SOURCE, JOB, restart=False)
+        open_journal(SimulatedDisk({PROGRESS: b"{"}), SOURCE, JOB, restart=False, new_id=ID)
 
 
 @pytest.mark.parametrize("left", [None, b"", b"x"])
@@ -149,11 +193,13 @@ def test_rejected_lines_that_somebody_took_away_are_missed(left: bytes | None) -
     if left is not None:
         files[REJECTED] = left
     with pytest.raises(LoadRefusedError, match="rejected has lost lines"):
-        open_journal(SimulatedDisk(files), SOURCE, JOB, restart=False)
+        open_journal(SimulatedDisk(files), SOURCE, JOB, restart=False, new_id=ID)
 
 
 def test_nobody_misses_rejected_lines_if_there_were_none() -> None:
-    assert open_journal(_interrupted(rejected=False), SOURCE, JOB, restart=False).line == 1
+    assert (
+        open_journal(_interrupted(rejected=False), SOURCE, JOB, restart=False, new_id=ID).line == 1
+    )
 
 
 # What a load of these lines has to come to, wherever it is killed. `n` tells apart what is
@@ -172,7 +218,7 @@ no JSON
 {"id": "d", "n": 11}
 """
 BAD_LINES = [3, 6, 7, 10]
-LAST = {"a": 9, "b": 2, "c": 8, "d": 11}
+SAVED = {"a": [1, 5, 9], "b": [2], "c": [8], "d": [11]}
 GOOD_LINES = 6
 
 
@@ -181,10 +227,10 @@ class Store:
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)
-        self.entities: dict[str, int] = {}
-        self.saves = 0
+        self.entities: dict[str, list[int]] = {}
+        self.keys: set[tuple[str, int]] = set()
 
-    def answer(self, time: Time) -> Callable[[Call], Outcome | None]:
+    def answer(self, time: Time, journal: Journal) -> Callable[[Call], Outcome | None]:
         def answer(call: Call) -> Outcome | None:
             if self._random.random() < 0.3:
                 return None
@@ -192,26 +238,43 @@ class Store:
             time.now += 0.5
             if call.id == "refused":
                 return Refused("the service will not have it")
-            self.entities[call.id] = call.document["n"]
-            self.saves += 1
+            if (key := (journal.load_id, call.line)) not in self.keys:
+                self.keys.add(key)
+                self.entities.setdefault(call.id, []).append(call.document["n"])
             return Saved(pending=False)
 
         return answer
 
+    def copy(self, seed: int) -> Store:
+        other = Store(seed)
+        other.entities = {id_: list(numbers) for id_, numbers in self.entities.items()}
+        other.keys = set(self.keys)
+        return other
+
 
 def _load(disk: SimulatedDisk, store: Store, journal_type: type[Journal] = Journal) -> Journal:
-    journal = open_journal(disk, SOURCE, JOB, restart=False)
+    journal = open_journal(disk, SOURCE, JOB, restart=False, new_id=secrets.token_hex(8))
     journal.__class__ = journal_type
     time = Time()
-    run = run_of(CONTENT, journal, store.answer(time), in_flight=3, time=time)
+    run = run_of(CONTENT, journal, store.answer(time, journal), in_flight=3, time=time)
     end = finish(run, journal)
     assert end.ending is Ending.COMPLETE
     return journal
 
 
-def _check(disk: SimulatedDisk, store: Store, journal: Journal) -> None:
+def _saved(times: int) -> dict[str, list[int]]:
+    """Return what the service holds after so many loads: each line once a load, in order."""
+    return {id_: numbers * times for id_, numbers in SAVED.items()}
+
+
+def _is_over(files: dict[Path, bytes], store: Store, times: int = 1) -> bool:
+    """Tell whether the load was complete when it was killed, so that the next one is another."""
+    return PROGRESS not in files and store.entities == _saved(times)
+
+
+def _check(disk: SimulatedDisk, store: Store, journal: Journal, times: int = 1) -> None:
     assert sorted(entry["line"] for entry in _rejected(disk)) == BAD_LINES
-    assert store.entities == LAST
+    assert store.entities == _saved(times)
     assert set(disk.files()) == {REJECTED}
     counts = journal.counts
     assert (counts.saved, counts.rejected, counts.blank) == (GOOD_LINES, len(BAD_LINES), 1)
@@ -229,9 +292,7 @@ def _survivors(
             _load(disk, store, journal_type)
         except CrashError:
             for files in disk.survivors():
-                left = Store(seed + step)
-                left.entities = dict(store.entities)
-                yield step, files, left
+                yield step, files, store.copy(seed + step)
             step += 1
         else:
             return
@@ -247,14 +308,15 @@ def _check_all_crashes(
         for step, files, store in _survivors(disk_type, journal_type, seed):
             count += 1
             disk = disk_type(files)
+            times = 2 if _is_over(files, store) else 1
             try:
-                _check(disk, store, _load(disk, store, journal_type))
+                _check(disk, store, _load(disk, store, journal_type), times)
             except (AssertionError, LoadRefusedError, OSError, ValueError) as error:
                 raise AssertionError(f"seed {seed}, crash before step {step}: {error}") from error
     return count
 
 
-def test_a_crash_between_any_two_file_operations_loses_nothing_and_repeats_no_rejection() -> None:
+def test_a_crash_between_any_two_file_operations_loses_nothing_and_repeats_nothing() -> None:
     assert _check_all_crashes() > 1000
 
 
@@ -264,16 +326,18 @@ def test_nor_do_many_crashes_one_after_the_other() -> None:
         chance = random.Random(seed)
         store = Store(seed)
         files: dict[Path, bytes] = {}
+        times = 1
         while True:
             disk = SimulatedDisk(files, crash_at=chance.randrange(60))
             try:
                 journal = _load(disk, store)
             except CrashError:
                 files = chance.choice(list(disk.survivors()))
+                times += _is_over(files, store, times)
                 crashes += 1
             else:
                 break
-        _check(disk, store, journal)
+        _check(disk, store, journal, times)
     assert crashes > 300
 
 
@@ -324,6 +388,13 @@ class _RejectedKeptAfterwards(Journal):
         super().complete()
 
 
+class _BegunUnnoted(Journal):
+    """Sends lines before it is safe what load this is."""
+
+    def begin(self) -> None:
+        pass
+
+
 class _NothingBeyond(Journal):
     """Forgets which lines are finished beyond the first that is not."""
 
@@ -341,7 +412,9 @@ def test_a_disk_operation_that_is_left_out_is_found_out(mutant: type[SimulatedDi
         _check_all_crashes(disk_type=mutant)
 
 
-@pytest.mark.parametrize("mutant", [_RejectedAppended, _RejectedKeptAfterwards, _NothingBeyond])
+@pytest.mark.parametrize(
+    "mutant", [_RejectedAppended, _RejectedKeptAfterwards, _NothingBeyond, _BegunUnnoted]
+)
 def test_a_journal_that_is_careless_is_found_out(mutant: type[Journal]) -> None:
     with pytest.raises(AssertionError, match="crash before step"):
         _check_all_crashes(journal_type=mutant)

@@ -35,9 +35,10 @@ SOURCE = Path("/data/a.jsonl")
 REJECTED = Path("/data/a.jsonl.rejected")
 PROGRESS = Path("/data/a.jsonl.load-progress")
 JOB = Job(Fingerprint(1000, "ab"), "127.0.0.1:50051", "", "proposal", "id")
+ID = "1f"
 
-DOWN = Delayed("aurora cannot be reached", after=0.0, is_unknown=False)
-LOST = Delayed("the answer was lost", after=0.0, is_unknown=True)
+DOWN = Delayed("aurora cannot be reached", after=0.0)
+LOST = Delayed("the answer was lost", after=0.0)
 SAVED = Saved(pending=False)
 
 
@@ -58,7 +59,7 @@ class Loading:
         **options: Any,
     ) -> None:
         self.disk = options.pop("disk", None) or SimulatedDisk()
-        self.journal: Journal = open_journal(self.disk, SOURCE, JOB, restart=False)
+        self.journal: Journal = open_journal(self.disk, SOURCE, JOB, restart=False, new_id=ID)
         self.steps: Run = run_of(content, self.journal, answer, **options)
 
     def run(self) -> End:
@@ -224,7 +225,7 @@ def test_a_service_that_asks_to_be_left_alone_is() -> None:
 
     def answer(call: Call) -> Outcome:
         times.append(call.sent)
-        return SAVED if len(times) == 3 else Delayed("too much", after=2.0, is_unknown=False)
+        return SAVED if len(times) == 3 else Delayed("too much", after=2.0)
 
     loading = Loading(_content("a"), answer)
     loading.run()
@@ -279,11 +280,24 @@ def test_what_concerns_every_line_stops_the_load_at_once() -> None:
     assert checkpoint.line == 2
 
 
-def test_a_load_that_fails_at_its_first_line_leaves_nothing_behind() -> None:
+def test_a_load_that_fails_at_its_first_line_keeps_what_an_earlier_one_rejected() -> None:
     disk = SimulatedDisk({REJECTED: b"of an earlier load\n"})
     loading = Loading(_content("abc"), lambda _: Failed("no such kind", 2), disk=disk)
     assert loading.run().exit_code == 2
-    assert disk.files() == {REJECTED: b"of an earlier load\n"}
+    assert disk.files().keys() == {REJECTED, PROGRESS}
+    assert disk.files()[REJECTED] == b"of an earlier load\n"
+
+
+def test_nothing_is_sent_before_it_is_safe_what_load_it_is() -> None:
+    def answer(_: Call) -> Outcome:
+        (files,) = loading.disk.survivors()
+        known.append(Checkpoint.decode(files[PROGRESS]).load_id)
+        return SAVED
+
+    known: list[str] = []
+    loading = Loading(_content("a"), answer)
+    assert loading.run() == End(Ending.COMPLETE)
+    assert known == [ID]
 
 
 def test_an_interrupted_load_lets_what_is_under_way_finish() -> None:
@@ -329,29 +343,29 @@ def test_an_interrupt_after_the_last_answer_does_not_undo_completion() -> None:
 def test_progress_is_kept_every_second_also_while_nothing_comes_back() -> None:
     def answer(call: Call) -> Outcome | None:
         if call.document["n"] == 2:
-            kept.append(PROGRESS in loading.disk.files())
+            kept.append(Checkpoint.decode(loading.disk.files()[PROGRESS]).line)
             return SAVED if call.sent + 3 <= loading.steps.time.now else None
         return SAVED
 
-    kept: list[bool] = []
+    kept: list[int] = []
     loading = Loading(_content("abc"), answer)
     assert loading.run() == End(Ending.COMPLETE)
-    assert kept[0] is False
-    assert kept[-1] is True
+    assert (kept[0], kept[-1]) == (0, 1)
 
 
 class SlowService:
     """A service that loses answers, and may still apply a write whose answer was lost.
 
-    A write lands, if at all, before the deadline of its call and the second that the
-    service may be late; answers arrive in any order.
+    A write lands, if at all, any time after it was sent, unless ``forgets``, once for each
+    line; answers arrive in any order.
     """
 
-    def __init__(self, seed: int, time: Time, timeout: float) -> None:
+    def __init__(self, seed: int, time: Time, *, forgets: bool) -> None:
         self._random = random.Random(seed)
         self._time = time
-        self._timeout = timeout
+        self._forgets = forgets
         self._landing: list[tuple[float, str, int]] = []
+        self._lines: set[int] = set()
         self.entities: defaultdict[str, list[int]] = defaultdict(list)
 
     def answer(self, call: Call) -> Outcome | None:
@@ -360,49 +374,46 @@ class SlowService:
         if dice < 0.5:
             self._time.now += self._random.random() / 10
             return None
-        number = call.document["n"]
         if dice < 0.8:
-            self.entities[call.id].append(number)
+            self._apply(call.id, call.line)
             return SAVED
         if dice < 0.9:
             return DOWN
         if self._random.random() < 0.7:
-            latest = call.sent + self._timeout + 0.9
-            at = self._random.uniform(self._time.now, max(latest, self._time.now))
-            self._landing.append((at, call.id, number))
+            at = self._time.now + self._random.uniform(0, 5)
+            self._landing.append((at, call.id, call.line))
         return LOST
 
     def land(self, until: float) -> None:
         for write in sorted(write for write in self._landing if write[0] <= until):
             self._landing.remove(write)
-            self.entities[write[1]].append(write[2])
+            self._apply(write[1], write[2])
+
+    def _apply(self, id_: str, line: int) -> None:
+        if self._forgets or line not in self._lines:
+            self._lines.add(line)
+            self.entities[id_].append(line)
 
 
-def _last_line_wins(loader: type[Loader], seed: int) -> bool:
+def _each_line_is_saved_once(loader: type[Loader], seed: int, *, forgets: bool = False) -> bool:
     time = Time()
-    service = SlowService(seed, time, timeout=2.0)
+    service = SlowService(seed, time, forgets=forgets)
     ids = random.Random(seed).choices("abc", k=12)
     loading = Loading(
         _content(ids),
         service.answer,
         in_flight=5,
-        timeout=2.0,
         retry_for=1e6,
         time=time,
         loader=loader,
     )
     assert loading.run() == End(Ending.COMPLETE)
     service.land(until=float("inf"))
-    last = {id_: number for number, id_ in enumerate(ids, start=1)}
     assert loading.journal.counts.saved == len(ids)
-    return {id_: numbers[-1] for id_, numbers in service.entities.items()} == last
-
-
-class _NotSettled(Loader):
-    """Sends the next line of an id as soon as the one before it is answered."""
-
-    def _send_when_settled(self, item: Item) -> None:
-        self._send(item)
+    expected: defaultdict[str, list[int]] = defaultdict(list)
+    for line, id_ in enumerate(ids, start=1):
+        expected[id_].append(line)
+    return service.entities == expected
 
 
 class _NoLanes(Lanes):
@@ -424,14 +435,17 @@ class _AllAtOnce(Loader):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_last_line_of_an_id_wins_whatever_answers_are_lost(seed: int) -> None:
+def test_each_line_is_saved_once_and_in_order_whatever_answers_are_lost(seed: int) -> None:
     for part in range(10):
-        assert _last_line_wins(Loader, seed * 10 + part)
+        assert _each_line_is_saved_once(Loader, seed * 10 + part)
 
 
-@pytest.mark.parametrize("mutant", [_NotSettled, _AllAtOnce])
-def test_a_loader_that_does_not_keep_the_order_is_found_out(mutant: type[Loader]) -> None:
-    assert not all(_last_line_wins(mutant, seed) for seed in range(400))
+def test_a_loader_that_does_not_keep_the_order_is_found_out() -> None:
+    assert not all(_each_line_is_saved_once(_AllAtOnce, seed) for seed in range(400))
+
+
+def test_a_service_that_forgets_what_it_applied_is_found_out() -> None:
+    assert not all(_each_line_is_saved_once(Loader, seed, forgets=True) for seed in range(400))
 
 
 def test_lines_of_one_id_are_sent_one_after_the_other() -> None:

@@ -42,7 +42,7 @@ def test_what_dynamodb_lacks_is_read_from_aurora_projected_and_then_filled() -> 
     stack.commit(projected=False)
     reading = stack.get()
     assert reading.served_from is Store.AURORA
-    assert stack.asked[2:] == ["dynamodb.read", "aurora.read", "dynamodb.put", "cache.fill"]
+    assert stack.asked[2:] == ["dynamodb.read", "aurora.read", "dynamodb.put_all", "cache.fill"]
     assert stack.stored.held[KEY] == Projection(1, Form.VALUE, reading.payload)
     assert stack.entry() == Cached(1, reading.payload, NOON)
 
@@ -53,14 +53,14 @@ def test_a_stub_sends_to_aurora_and_its_version_is_filled() -> None:
     stack.stored.held[KEY] = Projection(1, Form.STUB)
     reading = stack.get()
     assert reading.served_from is Store.AURORA
-    assert "dynamodb.put" not in stack.asked
+    assert "dynamodb.put_all" not in stack.asked
     assert stack.entry() == Cached(1, reading.payload, NOON)
 
 
 def test_a_put_that_meets_a_newer_version_answers_that() -> None:
     stack = Stack()
     stack.commit(projected=False)
-    stack.projections.before["put"] = lambda *_: stack.commit()
+    stack.projections.before["put_all"] = lambda *_: stack.commit()
     reading = stack.get()
     assert (reading.version, reading.served_from) == (2, Store.DYNAMODB)
     assert stack.entry() == Cached(2, reading.payload, NOON)
@@ -69,7 +69,7 @@ def test_a_put_that_meets_a_newer_version_answers_that() -> None:
 def test_a_put_that_meets_a_newer_stub_fills_nothing() -> None:
     stack = Stack()
     stack.commit(projected=False)
-    stack.projections.before["put"] = lambda *_: stack.stored.held.update(
+    stack.projections.before["put_all"] = lambda *_: stack.stored.held.update(
         {KEY: Projection(2, Form.STUB)}
     )
     assert stack.get().version == 1
@@ -162,7 +162,7 @@ def test_without_both_aurora_answers() -> None:
 def test_a_put_that_fails_leaves_the_answer_and_caches_nothing() -> None:
     stack = Stack()
     stack.commit(projected=False)
-    stack.projections.before["put"] = down(Store.DYNAMODB)
+    stack.projections.before["put_all"] = down(Store.DYNAMODB)
     assert stack.get().served_from is Store.AURORA
     assert stack.entry() is None
 
@@ -237,7 +237,7 @@ def test_a_batch_asks_each_store_once_and_of_each_key_what_it_must() -> None:
     }
     assert stack.asked.count("dynamodb.read") == 1
     assert stack.asked.count("aurora.read") == 1
-    assert stack.asked.count("dynamodb.put") == 1
+    assert stack.asked.count("dynamodb.put_all") == 1
     assert len(stack.served) == len(keys)
     assert all(isinstance(stack.entry(each), Cached) for each in keys)
 

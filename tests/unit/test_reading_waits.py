@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from duostore_server import codec
-from duostore_server.access.checks import Checks
 from duostore_server.access.propagation import Propagation
 from duostore_server.access.reading import Reader, lease_pauses
-from duostore_server.access.writing import Writer
 from duostore_server.domain.deadline import MARGIN_SECONDS, Deadline
 from duostore_server.domain.entities import Cached, Lease
 from duostore_server.domain.errors import (
     DeadlineExceededError,
     Store,
 )
-from duostore_server.workers.completer import Completer
-from tests.support.reader_stack import KEY, NOON, POLICIES, WITHIN, Stack, fail_dynamodb
+from tests.support.reader_stack import KEY, NOON, WITHIN, Stack, fail_dynamodb
 
 if TYPE_CHECKING:
     from duostore_server.domain.entities import Reading
@@ -130,7 +127,7 @@ def test_a_put_that_hangs_leaves_time_for_the_answer() -> None:
     stack = Stack()
     stack.commit(projected=False)
     stack.authority.before["read"] = stack.takes(0.5)
-    stack.projections.before["put"] = stack.hangs(5.0, Store.DYNAMODB)
+    stack.projections.before["put_all"] = stack.hangs(5.0, Store.DYNAMODB)
     reading = stack.reader.get(KEY, stack.soon(1.0))
     assert reading.served_from is Store.AURORA
     assert stack.clock.now < 1.0 - MARGIN_SECONDS
@@ -208,18 +205,13 @@ def read_during_an_older_flight(reader: type[Reader]) -> tuple[int, int]:
         assert may_land.wait(WITHIN)
 
     stack.cache.before["fill"] = hold_back
-    writer = Writer(
-        authority=stack.rows,
-        propagation=Propagation(stack.stored, stack.entries, codec.encode),
-        completions=Completer(stack.rows),
-        policies=POLICIES,
-        checks=Checks(POLICIES),
-    )
+    propagation = Propagation(stack.stored, stack.entries, codec.encode)
     with ThreadPoolExecutor(2) as pool:
         try:
             older = pool.submit(stack.reader.get, KEY, soon)
             assert has_read.wait(WITHIN)
-            assert writer.save(KEY, {"id": "new"}, None, soon).projected
+            stack.commit(projected=False)
+            assert propagation.propagate(list(stack.rows.read((KEY,), soon).values()), soon)
             flight = Flown(stack.flights._flights[KEY])
             stack.flights._flights[KEY] = flight
             newer = pool.submit(stack.reader.get, KEY, soon)

@@ -26,6 +26,9 @@ EXAMPLES: list[errors.DuostoreError] = [
     errors.DeadlineExceededError(),
     errors.StoreOverloadedError(Store.DYNAMODB),
     errors.AnswerTooLargeError(5000, 4000),
+    errors.SnapshotNotFoundError(12),
+    errors.IdempotencyKeyReusedError(),
+    errors.DuplicateInProgressError(),
 ]
 
 
@@ -118,13 +121,45 @@ def test_who_may_try_again_is_told_when() -> None:
         if detail(sent(error)[1], error_details_pb2.RetryInfo) is not None
     }
     # Not after an unknown outcome: a repeat could apply the write twice.
-    assert retry == {Reason.STORE_UNAVAILABLE, Reason.OVERLOADED}
+    assert retry == {
+        Reason.STORE_UNAVAILABLE,
+        Reason.OVERLOADED,
+        Reason.DUPLICATE_IN_PROGRESS,
+    }
 
 
 def test_preconditions_are_described() -> None:
     _, status = sent(errors.VersionMismatchError(2, 5))
     failure = detail(status, error_details_pb2.PreconditionFailure)
-    assert failure.violations[0].type == "VERSION_MISMATCH"
+    [violation] = failure.violations
+    assert (violation.type, violation.subject) == ("VERSION_MISMATCH", "key")
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        errors.VersionMismatchError(2, 5),
+        errors.EntityExistsError(4),
+        errors.EntityNotFoundError(0),
+    ],
+    ids=lambda e: e.reason.value,
+)
+def test_a_refused_transaction_names_the_mutation(refusal: errors.RefusalError) -> None:
+    code, status = sent(refusal.at(7))
+    assert code is CODES[refusal.reason]
+    assert detail(status, error_details_pb2.ErrorInfo).metadata["mutation"] == "7"
+    [violation] = detail(status, error_details_pb2.PreconditionFailure).violations
+    assert (violation.type, violation.subject) == (refusal.reason.value, "mutations[7]")
+    assert violation.description == status.message
+    assert status.message.startswith("mutations[7]: ")
+
+
+def test_a_reused_idempotency_key_is_a_bad_field() -> None:
+    code, status = sent(errors.IdempotencyKeyReusedError())
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    [violation] = detail(status, error_details_pb2.BadRequest).field_violations
+    assert violation.field == "idempotency_key"
+    assert violation.description.startswith("was used for another request")
 
 
 def test_of_a_fault_nothing_is_told_but_the_request() -> None:

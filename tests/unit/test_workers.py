@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.entities import Change, Written
 from duostore_server.domain.errors import Store, StoreUnavailableError
 from duostore_server.domain.keys import EntityKey
-from duostore_server.workers.completer import Completer
+from duostore_server.domain.transactions import Change, Origin, Transaction
+from duostore_server.workers.deferred import Deferred
 from duostore_server.workers.loop import IncompleteRoundError, Loop
 from duostore_server.workers.projector import Projector
 from tests.support.fake_authority import FakeAuthority
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from duostore_server.domain.entities import Entity
+    from duostore_server.domain.transactions import Written
 
 
 class Observer:
@@ -93,7 +94,8 @@ class Propagation:
         self.brought: list[tuple[str, int]] = []
         self.refused = set(refused)
 
-    def propagate(self, entity: Entity, deadline: Deadline) -> bool:
+    def propagate(self, entities: Sequence[Entity], deadline: Deadline) -> bool:
+        (entity,) = entities
         assert deadline.remaining() > 0
         if entity.key.id in self.refused:
             return False
@@ -107,7 +109,8 @@ def key(id_: str) -> EntityKey:
 
 def write(authority: FakeAuthority, id_: str) -> Written:
     change = Change(key(id_), {"id": id_}, None, timedelta(0))
-    return authority.write(change, Deadline.after(5))
+    (written,) = authority.write(Transaction((change,), Origin("", "")), Deadline.after(5)).written
+    return written
 
 
 def projector(authority: FakeAuthority, propagation: Any, batch: int = 10) -> Projector:
@@ -174,7 +177,8 @@ def test_slow_projections_are_completed_a_part_at_a_time() -> None:
         write(authority, str(number))
 
     class Slow(Propagation):
-        def propagate(self, entity: Entity, _: Deadline) -> bool:
+        def propagate(self, entities: Sequence[Entity], _: Deadline) -> bool:
+            (entity,) = entities
             threading.Event().wait(0.02)
             self.brought.append((entity.key.id, entity.version))
             return True
@@ -198,10 +202,11 @@ def test_a_newer_save_is_not_completed_with_the_older() -> None:
     authority = FakeAuthority()
 
     class SavedMeanwhile(Propagation):
-        def propagate(self, entity: Entity, deadline: Deadline) -> bool:
+        def propagate(self, entities: Sequence[Entity], deadline: Deadline) -> bool:
+            (entity,) = entities
             if entity.version == 1:
                 write(authority, entity.key.id)
-            return super().propagate(entity, deadline)
+            return super().propagate(entities, deadline)
 
     propagation = SavedMeanwhile()
     write(authority, "a")
@@ -223,7 +228,7 @@ def test_completions_are_removed_in_batches_and_at_the_end() -> None:
             super().complete(ids, deadline)
 
     authority = Counting()
-    completer = Completer(authority)
+    completer = Deferred(authority.complete, batch=500)
     for number in range(1200):
         completer.add((write(authority, str(number)).outbox_id,))
     assert completer.run_once() is True
@@ -237,6 +242,6 @@ def test_notes_that_cannot_be_removed_are_left_to_the_projector() -> None:
         def complete(self, *_: object) -> None:
             raise StoreUnavailableError(Store.AURORA)
 
-    completer = Completer(Down())
+    completer: Deferred[int] = Deferred(Down().complete, batch=500)
     completer.add((1, 2))
     completer.finish()

@@ -1,48 +1,13 @@
-"""How the client connects: keepalive, sizes, and what may be retried."""
+"""How the client connects: keepalive and sizes."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from duostore.v1 import data_access_pb2
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-_SERVICE: Final = data_access_pb2.DESCRIPTOR.services_by_name["DataAccess"].full_name
-
-# Only reads are retried. A Save or Delete that failed with UNAVAILABLE may have been
-# applied; each repetition would be one more version, or a VERSION_MISMATCH or
-# ENTITY_EXISTS against the caller's own first try.
-#
-# RESOURCE_EXHAUSTED is left to the caller, who is told retry_after: the server sheds load
-# then, and gRPC does not know RetryInfo and would add to the load within milliseconds.
-#
-# The waits of about 0.1, 0.3 and 0.9 s span the restart of a server process, and the
-# call's deadline bounds them. Retrying ends while failures outnumber a tenth of the
-# successes by 50: early enough not to make an outage worse, late enough for one lost
-# connection under many threads.
-_RETRIES: Final = {
-    "methodConfig": [
-        {
-            "name": [
-                {"service": _SERVICE, "method": "Get"},
-                {"service": _SERVICE, "method": "BatchGet"},
-            ],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 3,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-    "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
-}
 
 _OPTIONS: Final[Mapping[str, Any]] = {
     # A dead connection is noticed in 40 s, also while idle, instead of by the next calls.
@@ -64,12 +29,9 @@ _OPTIONS: Final[Mapping[str, Any]] = {
 }
 
 
-def channel_options(
-    options: Iterable[tuple[str, Any]], *, retries: bool
-) -> tuple[tuple[str, Any], ...]:
+def channel_options(options: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
     """Return the options of the channel; those of the caller count before our own."""
-    service_config = {"grpc.service_config": json.dumps(_RETRIES)} if retries else {}
-    return tuple({**_OPTIONS, **service_config, **dict(options)}.items())
+    return tuple({**_OPTIONS, **dict(options)}.items())
 
 
 def open_channel(

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import math
-import threading
-import time
 import uuid
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-
-import grpc
+from typing import TYPE_CHECKING, Any, Final
 
 from duostore import messages
-from duostore.channel import channel_options, open_channel
-from duostore.errors import AnswerTooLargeError, EntityNotFoundError
-from duostore.status import Call, broken_contract, error_of
-from duostore.v1.data_access_pb2_grpc import DataAccessStub
-from duostore.values import Entity, Key, Saved
+from duostore.channel import channel_options
+from duostore.connection import Connection
+from duostore.errors import EntityNotFoundError
+from duostore.paging import found_in_batches, reading, snapshots_by_pages
+from duostore.retries import Retries, random_jitter
+from duostore.status import Call, Repeat, broken_contract
+from duostore.values import Key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
-    from google.protobuf.message import Message
+    import grpc
 
-RequestT = TypeVar("RequestT", bound="Message")
-ResponseT = TypeVar("ResponseT", bound="Message")
+    from duostore.v1 import data_access_pb2
+    from duostore.values import Appended, Entity, Mutation, Saved, Snapshot, Transacted
 
 DEFAULT_TIMEOUT: Final = 5.0
-MAX_BATCH_KEYS: Final = 500
-# The server logs each call under it, and answers errors with it.
-_REQUEST_ID: Final = "x-request-id"
 
 
 class Client:
@@ -39,12 +34,16 @@ class Client:
     ``target`` is host:port, or any other gRPC name. Without ``credentials`` the
     connection is in the clear; ``grpc.ssl_channel_credentials()`` gives TLS. ``metadata``
     is sent with every call. ``options`` are gRPC channel options and count before the
-    client's own. ``retries=False`` leaves all retrying to you; otherwise reads are tried
-    up to 4 times while the server or a store is unavailable, within their timeout. Writes
-    are never repeated.
+    client's own.
 
     ``timeout``, in seconds, bounds every call that brings none of its own. Every method
     may raise any ``duostore.Error``.
+
+    Within its timeout a call is tried again while the server or a store is unavailable, or
+    its outcome unknown. Writes are safe to repeat by their ``idempotency_key``, by which the
+    server applies them once: the client makes one for each write that brings none. An empty
+    one, ``""``, makes it a write that is tried once. ``retries=False`` leaves all retrying to
+    you, and no keys are made.
 
     Creating a client opens nothing and reads nothing; the first call connects. So it may
     be created before a process forks, but must first be used after. ``close``, or the end
@@ -63,18 +62,18 @@ class Client:
     ) -> None:
         if not target:
             raise ValueError("target is empty; give host:port")
-        self._target = target
         self._timeout = _finite(timeout)
         if timeout <= 0:
             raise ValueError(f"timeout is {timeout} s; it must be more than 0")
-        self._credentials = credentials
-        # Names of metadata are lower case on the wire, and gRPC refuses all else.
-        self._metadata = tuple((name.lower(), value) for name, value in metadata)
-        self._options = channel_options(options, retries=retries)
-        self._lock = threading.Lock()
-        self._channel: grpc.Channel | None = None
-        self._stub: DataAccessStub | None = None
-        self._closed = False
+        self._makes_keys = retries
+        self._connection = Connection(
+            target,
+            credentials=credentials,
+            # Names of metadata are lower case on the wire, and gRPC refuses all else.
+            metadata=tuple((name.lower(), value) for name, value in metadata),
+            options=channel_options(options),
+            retries=Retries(random_jitter) if retries else None,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -89,11 +88,7 @@ class Client:
 
     def close(self) -> None:
         """End the connections for good. Safe to repeat; calls raise ``RuntimeError`` then."""
-        with self._lock:
-            self._closed = True
-            channel, self._channel, self._stub = self._channel, None, None
-        if channel is not None:
-            channel.close()
+        self._connection.close()
 
     def get(
         self,
@@ -112,8 +107,10 @@ class Client:
         """
         key = Key(kind, id, tenant)
         request = messages.get_request(key, min_version=min_version, strong=strong)
-        call = _reading(f"get({_said(key)})")
-        response = self._call(self._opened().Get, request, call, self._seconds(timeout))
+        call = reading(f"get({_said(key)})")
+        response = self._connection.call(
+            lambda stub: stub.Get, request, call, self._seconds(timeout)
+        )
         if not response.HasField("entity") or messages.key_of(response.entity.key) != key:
             raise broken_contract(call, "it answered with another entity, or with none")
         return messages.entity_of(response.entity, response.receipt)
@@ -146,20 +143,7 @@ class Client:
         whole call does.
         """
         wanted = list(dict.fromkeys(keys))
-        deadline = time.monotonic() + self._seconds(timeout)
-        found: dict[Key, Entity] = {}
-        start, step = 0, MAX_BATCH_KEYS
-        while chunk := wanted[start : start + step]:
-            call = _reading(f"batch_get(keys[{start}:{start + len(chunk)}])")
-            try:
-                found.update(self._batch(chunk, call, deadline - time.monotonic()))
-            except AnswerTooLargeError as error:
-                if len(chunk) == 1:
-                    raise
-                step = _fewer(len(chunk), error)
-            else:
-                start += len(chunk)
-        return found
+        return found_in_batches(self._connection, wanted, self._seconds(timeout))
 
     def save(
         self,
@@ -170,6 +154,7 @@ class Client:
         tenant: str = "",
         if_version: int | None = None,
         if_absent: bool = False,
+        idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> Saved:
         """Create an entity or replace its data; once this returns, the write is durable.
@@ -180,14 +165,48 @@ class Client:
         would not come back as it is raises ``InvalidRequestError``, before anything is
         sent: whole numbers beyond 2^53, NaN, keys that are no strings, other types.
 
-        Never repeated by the client: an error whose ``maybe_applied`` is True leaves open
-        whether the write was applied.
+        With an ``idempotency_key`` of your own, a repetition of the whole call, by whomever,
+        is applied once as well, for 24 hours by default. An error whose ``maybe_applied`` is
+        True leaves open whether the write was applied.
         """
         key = Key(kind, id, tenant)
-        request = messages.save_request(key, data, if_version=if_version, if_absent=if_absent)
-        call = _writing(f"save({_said(key)})")
-        response = self._call(self._opened().Save, request, call, self._seconds(timeout))
-        return messages.saved_of(response)
+        call = self._writing(f"save({_said(key)})", idempotency_key)
+        request = messages.save_request(
+            key,
+            data,
+            if_version=if_version,
+            if_absent=if_absent,
+            idempotency_key=call.idempotency_key,
+        )
+        return self._save(request, call, timeout)
+
+    def publish(
+        self,
+        kind: str,
+        id: str,  # noqa: A002 - the word of the API
+        sequence: int = 0,
+        *,
+        tenant: str = "",
+        if_version: int | None = None,
+        if_absent: bool = False,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> Saved:
+        """Save what a snapshot of the entity holds: that with ``sequence``, or the newest if 0.
+
+        All else is as with ``save``. Raises ``SnapshotNotFoundError`` if there is none, or
+        it has expired.
+        """
+        key = Key(kind, id, tenant)
+        call = self._writing(f"publish({_said(key)})", idempotency_key)
+        request = messages.publish_request(
+            key,
+            sequence,
+            if_version=if_version,
+            if_absent=if_absent,
+            idempotency_key=call.idempotency_key,
+        )
+        return self._save(request, call, timeout)
 
     def delete(
         self,
@@ -196,82 +215,138 @@ class Client:
         *,
         tenant: str = "",
         if_version: int | None = None,
+        idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> Saved:
         """Delete an entity; once this returns, the deletion, a version of its own, is durable.
 
         Raises ``EntityNotFoundError`` if the entity does not exist, and
-        ``VersionMismatchError`` if ``if_version`` is not its version. Never repeated, as
-        ``save``.
+        ``VersionMismatchError`` if ``if_version`` is not its version. ``idempotency_key``
+        is as with ``save``.
         """
         key = Key(kind, id, tenant)
-        request = messages.delete_request(key, if_version=if_version)
-        call = _writing(f"delete({_said(key)})")
-        response = self._call(self._opened().Delete, request, call, self._seconds(timeout))
+        call = self._writing(f"delete({_said(key)})", idempotency_key)
+        request = messages.delete_request(
+            key, if_version=if_version, idempotency_key=call.idempotency_key
+        )
+        response = self._connection.call(
+            lambda stub: stub.Delete, request, call, self._seconds(timeout)
+        )
         return messages.saved_of(response)
 
-    def _batch(self, keys: Sequence[Key], call: Call, seconds: float) -> dict[Key, Entity]:
-        request = messages.batch_get_request(keys)
-        response = self._call(self._opened().BatchGet, request, call, seconds)
-        entities = {
-            entity.key: entity
-            for entity in (
-                messages.entity_of(message, response.receipt) for message in response.entities
-            )
-        }
-        missing = {messages.key_of(message) for message in response.missing}
-        # Absent is only what the server says to be absent.
-        if len(entities) + len(missing) != len(keys) or entities.keys() | missing != set(keys):
-            raise broken_contract(call, "not every key is answered, or others are")
-        return {key: entities[key] for key in keys if key in entities}
+    def transact(
+        self,
+        mutations: Iterable[Mutation],
+        *,
+        tenant: str = "",
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> Transacted:
+        """Apply up to 100 mutations of one tenant in one transaction: all of them or none.
 
-    def _opened(self) -> DataAccessStub:
-        if (stub := self._stub) is not None:
-            return stub
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("this client is closed; create another one")
-            if self._stub is None:
-                self._channel = open_channel(self._target, self._credentials, self._options)
-                self._stub = DataAccessStub(self._channel)
-            return self._stub
+        They are ``Save``, ``Publish``, ``Delete`` and ``Check``, of different entities, whose
+        kinds are at home in Aurora; all see the entities as they were before. A
+        ``RefusalError``, such as ``VersionMismatchError``, says by its ``mutation`` which
+        one was refused. ``idempotency_key`` is as with ``save``.
+        """
+        wanted = list(mutations)
+        call = self._writing(f"transact({len(wanted)} mutations)", idempotency_key)
+        request = messages.transact_request(wanted, tenant, idempotency_key=call.idempotency_key)
+        response = self._connection.call(
+            lambda stub: stub.Transact, request, call, self._seconds(timeout)
+        )
+        answer = messages.transacted_of(response)
+        if [result.key for result in answer.results] != [
+            Key(mutation.kind, mutation.id, tenant) for mutation in wanted
+        ]:
+            raise broken_contract(call, "it answers other mutations than were sent")
+        return answer
+
+    def snapshot(
+        self,
+        kind: str,
+        id: str,  # noqa: A002 - the word of the API
+        data: Mapping[str, Any],
+        *,
+        tenant: str = "",
+        idempotency_key: str = "",
+        timeout: float | None = None,
+    ) -> Appended:
+        """Append a snapshot of an entity, which need not exist: once this returns, it is durable.
+
+        ``data`` is as with ``save``. Tried again without an ``idempotency_key``, too: to be
+        stored twice does a snapshot no harm, and a key doubles the price of storing it. So the
+        client makes none.
+        """
+        key = Key(kind, id, tenant)
+        repeat = Repeat.KEYED if idempotency_key else Repeat.HARMLESS
+        call = Call(f"snapshot({_said(key)})", uuid.uuid4().hex, repeat, idempotency_key)
+        request = messages.snapshot_request(key, data, idempotency_key=idempotency_key)
+        response = self._connection.call(
+            lambda stub: stub.Snapshot, request, call, self._seconds(timeout)
+        )
+        return messages.appended_of(response)
+
+    def get_snapshot(
+        self,
+        kind: str,
+        id: str,  # noqa: A002 - the word of the API
+        sequence: int = 0,
+        *,
+        tenant: str = "",
+        timeout: float | None = None,
+    ) -> Snapshot:
+        """Return the snapshot with this sequence, or the newest if it is 0.
+
+        Raises ``SnapshotNotFoundError`` if there is none, or it has expired.
+        """
+        key = Key(kind, id, tenant)
+        call = reading(f"get_snapshot({_said(key)})")
+        request = messages.get_snapshot_request(key, sequence)
+        response = self._connection.call(
+            lambda stub: stub.GetSnapshot, request, call, self._seconds(timeout)
+        )
+        snapshot = messages.snapshot_of(response.snapshot)
+        if snapshot.key != key or sequence not in {0, snapshot.sequence}:
+            raise broken_contract(call, "it answered with another snapshot, or with none")
+        return snapshot
+
+    def list_snapshots(
+        self,
+        kind: str,
+        id: str,  # noqa: A002 - the word of the API
+        *,
+        tenant: str = "",
+        page_size: int = 0,
+        timeout: float | None = None,
+    ) -> Iterator[Snapshot]:
+        """Yield the snapshots of an entity, newest first; none is no error.
+
+        They are asked for as they are taken, ``page_size`` at a time: 1 to 100, or 20 if it
+        is 0. ``timeout`` bounds each page. Snapshots that are added meanwhile are left out.
+        """
+        key = Key(kind, id, tenant)
+        request = messages.list_snapshots_request(key, page_size=page_size)
+        text = f"list_snapshots({_said(key)})"
+        seconds = self._seconds(timeout)
+        return snapshots_by_pages(self._connection, text, key, request, seconds)
+
+    def _save(
+        self, request: data_access_pb2.SaveRequest, call: Call, timeout: float | None
+    ) -> Saved:
+        response = self._connection.call(
+            lambda stub: stub.Save, request, call, self._seconds(timeout)
+        )
+        return messages.saved_of(response)
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else _finite(timeout)
 
-    def _call(
-        self,
-        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
-        request: RequestT,
-        call: Call,
-        seconds: float,
-    ) -> ResponseT:
-        try:
-            return method(
-                request,
-                timeout=seconds,
-                metadata=((_REQUEST_ID, call.request_id), *self._metadata),
-            )
-        except grpc.RpcError as error:
-            trailing = [(item.key, item.value) for item in error.trailing_metadata() or ()]
-            raise error_of(call, error.code(), error.details() or "", trailing) from error
-
-
-def _reading(text: str) -> Call:
-    return Call(text, uuid.uuid4().hex, writes=False)
-
-
-def _writing(text: str) -> Call:
-    return Call(text, uuid.uuid4().hex, writes=True)
-
-
-def _fewer(count: int, error: AnswerTooLargeError) -> int:
-    """Return how many keys to ask for instead of ``count``: less than that, at least 1.
-
-    As many as fit if all entities are of one size, and at most half, so that it ends soon.
-    """
-    fitting = count * error.limit // max(error.size, 1)
-    return max(1, min(fitting, count // 2))
+    def _writing(self, text: str, idempotency_key: str | None) -> Call:
+        if idempotency_key is None:
+            idempotency_key = uuid.uuid4().hex if self._makes_keys else ""
+        repeat = Repeat.KEYED if idempotency_key else Repeat.NEVER
+        return Call(text, uuid.uuid4().hex, repeat, idempotency_key)
 
 
 def _said(key: Key) -> str:

@@ -38,11 +38,11 @@ _INSTEAD: Final[tuple[tuple[type | tuple[type, ...], str], ...]] = (
 )
 
 
-def to_struct(data: Mapping[str, Any]) -> Struct:
+def to_struct(data: Mapping[str, Any], field: str = "data") -> Struct:
     """Return the document as a Struct; tuples become lists.
 
     Raises ``InvalidRequestError``, which is a ``ValueError``, with every value that would
-    not come back as it is, each by its path: whole numbers beyond 2^53, NaN and
+    not come back as it is, each by its path from ``field``: whole numbers beyond 2^53, NaN and
     infinities, keys that are no strings, values that JSON does not have, and what nests
     deeper than 20 levels (or contains itself).
     """
@@ -50,9 +50,9 @@ def to_struct(data: Mapping[str, Any]) -> Struct:
     writing = _Writing()
     document: object = data
     if isinstance(document, Mapping):
-        writing.fields(struct.fields, document, "data", 1)
+        writing.fields(struct.fields, document, field, 1)
     else:
-        writing.refuse("data", f"is of type {type(document).__name__}; a document is a dict")
+        writing.refuse(field, f"is of type {type(document).__name__}; a document is a dict")
     if writing.violations:
         raise invalid_request(writing.violations)
     return struct

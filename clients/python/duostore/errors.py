@@ -31,7 +31,8 @@ class Error(Exception):
     ``metadata`` holds the details of the reason. ``request_id`` names the call in the
     server's log. ``retry_after`` is in seconds, None if the server did not say.
     ``field_violations`` lists what is wrong with the request. ``maybe_applied`` is True
-    of a write whose outcome is not known: read the entity with ``strong`` before you repeat
+    of a write whose outcome is not known: repeat it with ``idempotency_key``, the key that
+    it was sent with, or, if that is empty, read the entity with ``strong`` before you repeat
     it. If it is False, nothing was changed.
     """
 
@@ -50,6 +51,7 @@ class Error(Exception):
         retry_after: float | None = None,
         field_violations: Iterable[FieldViolation] = (),
         maybe_applied: bool = False,
+        idempotency_key: str = "",
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -59,6 +61,7 @@ class Error(Exception):
         self.retry_after = retry_after
         self.field_violations = tuple(field_violations)
         self.maybe_applied = maybe_applied
+        self.idempotency_key = idempotency_key
 
 
 class InvalidRequestError(Error, ValueError):
@@ -69,11 +72,25 @@ class InvalidRequestError(Error, ValueError):
     """
 
 
+class IdempotencyKeyReusedError(InvalidRequestError):
+    """The idempotency key came with another request before: use a new one for each intention."""
+
+
+class RefusalError(Error):
+    """What a call requires of an entity does not hold. Nothing was changed."""
+
+    @property
+    def mutation(self) -> int | None:
+        """Return which mutation of a transaction it is about, by its index; None elsewhere."""
+        index = self.metadata.get("mutation", "")
+        return int(index) if index.isdecimal() else None
+
+
 class NotFoundError(Error):
     """Something that the call names does not exist."""
 
 
-class EntityNotFoundError(NotFoundError):
+class EntityNotFoundError(NotFoundError, RefusalError):
     """The entity does not exist or is deleted."""
 
     details = ("version",)
@@ -84,11 +101,22 @@ class EntityNotFoundError(NotFoundError):
         return int(self.metadata["version"])
 
 
+class SnapshotNotFoundError(NotFoundError):
+    """The entity has no such snapshot, or none at all, or it has expired."""
+
+    details = ("sequence",)
+
+    @property
+    def sequence(self) -> int:
+        """Return the sequence that was asked for; 0 if it was the newest."""
+        return int(self.metadata["sequence"])
+
+
 class AlreadyExistsError(Error):
     """Something that the call would create exists."""
 
 
-class EntityExistsError(AlreadyExistsError):
+class EntityExistsError(AlreadyExistsError, RefusalError):
     """The save had ``if_absent``, and the entity exists."""
 
     details = ("version",)
@@ -103,7 +131,7 @@ class AbortedError(Error):
     """The call lost against another one. Nothing was changed."""
 
 
-class VersionMismatchError(AbortedError):
+class VersionMismatchError(AbortedError, RefusalError):
     """The entity's version is not ``if_version``: somebody else wrote in between."""
 
     details = ("expected", "version")
@@ -117,6 +145,13 @@ class VersionMismatchError(AbortedError):
     def version(self) -> int:
         """Return the version that the entity has; 0 if it does not exist."""
         return int(self.metadata["version"])
+
+
+class DuplicateInProgressError(AbortedError):
+    """Another call with this idempotency key, or another write of the entity, is under way.
+
+    This one changed nothing: repeat it, with the same key.
+    """
 
 
 class FailedPreconditionError(Error):
@@ -166,9 +201,10 @@ class StoreUnavailableError(UnavailableError):
 class WriteOutcomeUnknownError(Error):
     """A connection was lost during a write, which may or may not have been applied.
 
-    Not an ``UnavailableError``, since it must not be answered by trying again: read the
-    entity with ``strong`` first. Raised if the server lost a store, and if the client lost
-    the server or could not reach it, which gRPC does not tell apart.
+    Not an ``UnavailableError``, since it must not be answered by simply trying again: repeat
+    it with its ``idempotency_key``, or read the entity with ``strong`` first. Raised if the
+    server lost a store, and if the client lost the server or could not reach it, which gRPC
+    does not tell apart; also if an earlier try was lost so, whatever became of the last one.
     """
 
 

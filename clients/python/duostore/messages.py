@@ -8,10 +8,25 @@ from typing import TYPE_CHECKING, Any, Final
 from duostore.documents import from_struct, to_struct
 from duostore.errors import FieldViolation, InvalidRequestError, invalid_request
 from duostore.v1 import data_access_pb2, entity_pb2
-from duostore.values import Entity, Key, Saved, Store
+from duostore.values import (
+    Appended,
+    Applied,
+    Check,
+    Delete,
+    Entity,
+    Key,
+    Publish,
+    Save,
+    Saved,
+    Snapshot,
+    Store,
+    Transacted,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from duostore.values import Mutation
 
 _STORES: Final = {
     entity_pb2.STORE_CACHE: Store.CACHE,
@@ -38,29 +53,106 @@ def batch_get_request(keys: Iterable[Key]) -> data_access_pb2.BatchGetRequest:
 
 
 def save_request(
-    key: Key, data: Mapping[str, Any], *, if_version: int | None, if_absent: bool
+    key: Key,
+    data: Mapping[str, Any],
+    *,
+    if_version: int | None,
+    if_absent: bool,
+    idempotency_key: str,
 ) -> data_access_pb2.SaveRequest:
     """Return the request.
 
     Raises ``InvalidRequestError`` for two preconditions, or a document that could not be
     sent unchanged.
     """
-    request = data_access_pb2.SaveRequest(key=_message_of(key), data=to_struct(data))
-    if if_absent and if_version is not None:
-        raise _exclusive("if_absent", "if_version", "an entity that is absent has no version")
-    if if_absent:
-        request.if_absent = True
-    if if_version is not None:
-        request.if_version = if_version
+    request = data_access_pb2.SaveRequest(
+        key=_message_of(key), data=to_struct(data), idempotency_key=idempotency_key
+    )
+    _require(request, if_version=if_version, if_absent=if_absent)
     return request
 
 
-def delete_request(key: Key, *, if_version: int | None) -> data_access_pb2.DeleteRequest:
+def publish_request(
+    key: Key, sequence: int, *, if_version: int | None, if_absent: bool, idempotency_key: str
+) -> data_access_pb2.SaveRequest:
+    """Return the request; raises ``InvalidRequestError`` for two preconditions."""
+    request = data_access_pb2.SaveRequest(
+        key=_message_of(key), from_snapshot=sequence, idempotency_key=idempotency_key
+    )
+    _require(request, if_version=if_version, if_absent=if_absent)
+    return request
+
+
+def delete_request(
+    key: Key, *, if_version: int | None, idempotency_key: str
+) -> data_access_pb2.DeleteRequest:
     """Return the request."""
-    request = data_access_pb2.DeleteRequest(key=_message_of(key))
+    request = data_access_pb2.DeleteRequest(key=_message_of(key), idempotency_key=idempotency_key)
     if if_version is not None:
         request.if_version = if_version
     return request
+
+
+def transact_request(
+    mutations: Iterable[Mutation], tenant: str, *, idempotency_key: str
+) -> data_access_pb2.TransactRequest:
+    """Return the request.
+
+    Raises ``InvalidRequestError`` for two preconditions, or a document that could not be
+    sent unchanged.
+    """
+    request = data_access_pb2.TransactRequest(idempotency_key=idempotency_key)
+    for index, mutation in enumerate(mutations):
+        _add(mutation, tenant, request.mutations.add(), f"mutations[{index}]")
+    return request
+
+
+def _add(mutation: Mutation, tenant: str, message: data_access_pb2.Mutation, field: str) -> None:
+    match mutation:
+        case Save() | Publish():
+            save = message.save
+            save.key.CopyFrom(_message_of(Key(mutation.kind, mutation.id, tenant)))
+            if isinstance(mutation, Save):
+                save.data.CopyFrom(to_struct(mutation.data, f"{field}.save.data"))
+            else:
+                save.from_snapshot = mutation.sequence
+            _require(
+                save,
+                if_version=mutation.if_version,
+                if_absent=mutation.if_absent,
+                within=f"{field}.save.",
+            )
+        case Delete():
+            message.delete.key.CopyFrom(_message_of(Key(mutation.kind, mutation.id, tenant)))
+            if mutation.if_version is not None:
+                message.delete.if_version = mutation.if_version
+        case Check():
+            message.check.key.CopyFrom(_message_of(Key(mutation.kind, mutation.id, tenant)))
+            message.check.if_version = mutation.if_version
+        case _:
+            raise TypeError(
+                f"{field} is of type {type(mutation).__name__};"
+                " send a Save, Publish, Delete or Check of duostore"
+            )
+
+
+def snapshot_request(
+    key: Key, data: Mapping[str, Any], *, idempotency_key: str
+) -> data_access_pb2.SnapshotRequest:
+    """Return the request; raises ``InvalidRequestError`` as ``save_request`` does."""
+    return data_access_pb2.SnapshotRequest(
+        key=_message_of(key), data=to_struct(data), idempotency_key=idempotency_key
+    )
+
+
+def get_snapshot_request(key: Key, sequence: int) -> data_access_pb2.GetSnapshotRequest:
+    """Return the request."""
+    return data_access_pb2.GetSnapshotRequest(key=_message_of(key), sequence=sequence)
+
+
+def list_snapshots_request(key: Key, *, page_size: int) -> data_access_pb2.ListSnapshotsRequest:
+    """Return the request for the first page."""
+    return data_access_pb2.ListSnapshotsRequest(key=_message_of(key), page_size=page_size)
 
 
 def key_of(message: entity_pb2.EntityKey) -> Key:
@@ -90,7 +182,54 @@ def saved_of(response: data_access_pb2.SaveResponse | data_access_pb2.DeleteResp
         version=response.version,
         update_time=response.update_time.ToDatetime(UTC),
         projected=response.projection == entity_pb2.PROJECTION_DONE,
+        replayed=response.replayed,
     )
+
+
+def transacted_of(response: data_access_pb2.TransactResponse) -> Transacted:
+    """Return the answer to a transaction."""
+    return Transacted(
+        results=tuple(
+            Applied(key_of(result.key), result.version, result.update_time.ToDatetime(UTC))
+            for result in response.results
+        ),
+        projected=response.projection == entity_pb2.PROJECTION_DONE,
+        replayed=response.replayed,
+    )
+
+
+def appended_of(response: data_access_pb2.SnapshotResponse) -> Appended:
+    """Return the answer to a snapshot."""
+    time = response.snapshot_time.ToDatetime(UTC)
+    return Appended(response.sequence, time, response.replayed)
+
+
+def snapshot_of(message: entity_pb2.EntitySnapshot) -> Snapshot:
+    """Return a snapshot that was read."""
+    return Snapshot(
+        tenant=message.key.tenant,
+        kind=message.key.kind,
+        id=message.key.id,
+        sequence=message.sequence,
+        data=from_struct(message.data),
+        snapshot_time=message.snapshot_time.ToDatetime(UTC),
+    )
+
+
+def _require(
+    message: data_access_pb2.SaveRequest | data_access_pb2.SaveMutation,
+    *,
+    if_version: int | None,
+    if_absent: bool,
+    within: str = "",
+) -> None:
+    if if_absent and if_version is not None:
+        why = "an entity that is absent has no version"
+        raise _exclusive(f"{within}if_absent", "if_version", why)
+    if if_absent:
+        message.if_absent = True
+    if if_version is not None:
+        message.if_version = if_version
 
 
 def _message_of(key: Key) -> entity_pb2.EntityKey:

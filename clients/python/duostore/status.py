@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
@@ -32,6 +33,9 @@ BY_REASON: Final[Mapping[str, type[Error]]] = {
     "OVERLOADED": errors.OverloadedError,
     "INTERNAL": errors.InternalError,
     "ANSWER_TOO_LARGE": errors.AnswerTooLargeError,
+    "SNAPSHOT_NOT_FOUND": errors.SnapshotNotFoundError,
+    "IDEMPOTENCY_KEY_REUSED": errors.IdempotencyKeyReusedError,
+    "DUPLICATE_IN_PROGRESS": errors.DuplicateInProgressError,
 }
 
 # For reasons that this client does not know, and for failures outside the server.
@@ -63,26 +67,60 @@ _REFUSING_CODES: Final = frozenset(
     }
 )
 _REFUSING_REASONS: Final = frozenset({"STORE_UNAVAILABLE", "OVERLOADED"})
+# Found only where the idempotency key would have been found as well, so that no earlier try
+# with it was applied. All else that refuses a try says nothing of those before.
+_DECIDING_REASONS: Final = frozenset(
+    {"ENTITY_NOT_FOUND", "ENTITY_EXISTS", "VERSION_MISMATCH", "IDEMPOTENCY_KEY_REUSED"}
+)
 
 # What to do next, where the server's own words do not say.
 _ADVICE: Final[Mapping[type[Error], str]] = {
     errors.EntityNotFoundError: "create it by save; to read what may be absent use get_or_none",
     errors.EntityExistsError: "to replace that version save with if_version instead of if_absent",
     errors.VersionMismatchError: "read it again, decide anew and save with the version read",
+    errors.SnapshotNotFoundError: "list_snapshots yields those that there are",
+    errors.DuplicateInProgressError: "repeat it with the same idempotency_key",
     errors.UnavailableError: "check the target and that the server runs, or try again later",
     errors.DeadlineExceededError: "if it needs longer, pass a longer timeout",
 }
-# Other reads than strong ones may not see the write yet.
-_READ_FIRST: Final = "read the entity with strong=True before you repeat it"
+
+
+class Repeat(Enum):
+    """Whether, and why, a call may be repeated though it may have been applied."""
+
+    NEVER = "never"
+    READS = "it changes nothing"
+    KEYED = "its idempotency key lets it be applied once"
+    HARMLESS = "applied twice it does no harm"
+
+
+# What to do about a write that may have been applied.
+_AGAIN: Final[Mapping[Repeat, str]] = {
+    # Other reads than strong ones may not see the write yet.
+    Repeat.NEVER: "read the entity with strong=True before you repeat it",
+    Repeat.KEYED: "repeat it with the idempotency_key of this error, and it is applied once",
+    Repeat.HARMLESS: "repeat it: to be stored twice does no harm",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What was asked: ``text`` as people read it, ``request_id`` as it was sent."""
+    """What was asked: ``text`` as people read it, ``request_id`` as it was sent.
+
+    ``tries`` counts this one; ``in_doubt`` says that an earlier one may have been applied.
+    """
 
     text: str
     request_id: str
-    writes: bool
+    repeat: Repeat
+    idempotency_key: str = ""
+    tries: int = 1
+    in_doubt: bool = False
+
+    def again(self, failure: Error) -> Call:
+        """Return the next try, after one that failed so."""
+        doubt = self.in_doubt or failure.maybe_applied
+        return replace(self, tries=self.tries + 1, in_doubt=doubt)
 
 
 @dataclass(slots=True)
@@ -107,9 +145,11 @@ def error_of(
     Never raises: details that cannot be read are as none.
     """
     told = _told(trailing_metadata)
-    refused = code in _REFUSING_CODES or told.reason in _REFUSING_REASONS
-    maybe_applied = call.writes and not refused
-    kind = _class_of(code, told, maybe_applied=maybe_applied)
+    refuses = code in _REFUSING_CODES or told.reason in _REFUSING_REASONS
+    doubted = call.in_doubt and told.reason not in _DECIDING_REASONS
+    maybe_applied = call.repeat is not Repeat.READS and (doubted or not refuses)
+    lost = maybe_applied and (refuses or code is StatusCode.UNAVAILABLE)
+    kind = errors.WriteOutcomeUnknownError if lost else _class_of(code, told)
     request_id = told.request_id or call.request_id
 
     sentences = [f"{call.text}: {message or code.name}"]
@@ -118,8 +158,10 @@ def error_of(
     if maybe_applied:
         if told.reason != "WRITE_OUTCOME_UNKNOWN":  # whose own words say so
             sentences.append("the write may or may not have been applied")
-        sentences.append(_READ_FIRST)
+        sentences.append(_AGAIN[call.repeat])
     facts = [told.reason or code.name, f"request id {request_id}"]
+    if call.tries > 1:
+        facts.append(f"tried {call.tries} times")
     if told.retry_after is not None:
         facts.append(f"retry after {told.retry_after:g} s")
     return kind(
@@ -131,25 +173,26 @@ def error_of(
         retry_after=told.retry_after,
         field_violations=told.field_violations,
         maybe_applied=maybe_applied,
+        idempotency_key=call.idempotency_key,
     )
 
 
 def broken_contract(call: Call, what: str) -> Error:
-    """Return the error for a read that was answered in a way that the contract forbids."""
+    """Return the error for a call that was answered in a way that the contract forbids."""
     return errors.InternalError(
         f"{call.text}: the answer breaks the server's contract: {what}; tell those who run "
         f"the server (request id {call.request_id})",
         code=StatusCode.INTERNAL,
         request_id=call.request_id,
+        maybe_applied=call.repeat is not Repeat.READS,
+        idempotency_key=call.idempotency_key,
     )
 
 
-def _class_of(code: StatusCode, told: _Told, *, maybe_applied: bool) -> type[Error]:
+def _class_of(code: StatusCode, told: _Told) -> type[Error]:
     kind = BY_REASON.get(told.reason)
     if kind is not None and all(told.metadata.get(name, "").isdecimal() for name in kind.details):
         return kind
-    if code is StatusCode.UNAVAILABLE and maybe_applied:
-        return errors.WriteOutcomeUnknownError
     return BY_CODE.get(code, Error)
 
 

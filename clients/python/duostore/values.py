@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
 
@@ -78,9 +79,115 @@ class Saved:
     ``version`` is the version that it created: a read with it as ``min_version`` sees
     this write or a newer one, whatever fails. ``projected`` says that every read that
     starts from now on sees it even without; if False, they do normally within two
-    seconds. ``update_time`` is aware and in UTC.
+    seconds. ``update_time`` is aware and in UTC. ``replayed`` says that the write was
+    applied by an earlier call with the same idempotency key, whose answer this is.
     """
 
     version: int
     update_time: datetime
     projected: bool
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Part of a transaction: create an entity or replace its data, as ``Client.save`` does."""
+
+    kind: str
+    id: str
+    data: Mapping[str, Any] = field(hash=False)
+    _: KW_ONLY
+    if_version: int | None = None
+    if_absent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Part of a transaction: save what a snapshot holds, as ``Client.publish`` does."""
+
+    kind: str
+    id: str
+    sequence: int = 0
+    _: KW_ONLY
+    if_version: int | None = None
+    if_absent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Part of a transaction: delete an entity, as ``Client.delete`` does."""
+
+    kind: str
+    id: str
+    _: KW_ONLY
+    if_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Part of a transaction: require that an entity has a version, and change nothing."""
+
+    kind: str
+    id: str
+    if_version: int
+
+
+Mutation: TypeAlias = Save | Publish | Delete | Check
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What came of one mutation: the version that it created, or that was checked.
+
+    ``update_time`` is when that version was committed, aware and in UTC.
+    """
+
+    key: Key
+    version: int
+    update_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Transacted:
+    """A transaction that is committed and cannot be lost.
+
+    ``results`` has what came of each mutation, in their order. ``projected`` says that
+    every read that starts from now on sees all of it; ``replayed`` as of ``Saved``.
+    """
+
+    results: tuple[Applied, ...]
+    projected: bool
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """A snapshot that is stored and cannot be lost.
+
+    ``sequence`` is larger than that of every snapshot of the entity before it; numbers
+    may be left out. ``snapshot_time`` is aware and in UTC; ``replayed`` as of ``Saved``.
+    """
+
+    sequence: int
+    snapshot_time: datetime
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What somebody was writing at a moment: a document beside its entity.
+
+    ``sequence`` and ``snapshot_time`` as of ``Appended``, ``data`` as of ``Entity``.
+    """
+
+    tenant: str
+    kind: str
+    id: str
+    sequence: int
+    data: dict[str, Any] = field(hash=False)
+    snapshot_time: datetime
+
+    @property
+    def key(self) -> Key:
+        """Return the name of the entity."""
+        return Key(self.kind, self.id, self.tenant)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from duostore_server.domain.documents import compact_size, document_violations, normalized
 from duostore_server.domain.errors import FieldViolation, InvalidRequestError
-from duostore_server.domain.keys import key_violations
+from duostore_server.domain.keys import idempotency_key_violations, key_violations
+from duostore_server.domain.policies import Home
+from duostore_server.domain.transactions import Check, FromSnapshot, IfVersion, Save
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -15,8 +18,10 @@ if TYPE_CHECKING:
     from duostore_server.domain.documents import JsonObject
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.policies import KindPolicy, Policies
+    from duostore_server.domain.transactions import Delete, Precondition, Request
 
 MAX_BATCH_KEYS: Final = 500
+MAX_MUTATIONS: Final = 100
 # A document may break its schema at every field; nobody reads further than this.
 MAX_VIOLATIONS: Final = 100
 
@@ -35,24 +40,99 @@ class Checks:
         """Accept 1 to 500 acceptable keys, none of them twice."""
         _refuse(self._batch(keys))
 
+    def write(self, request: Save | Delete, idempotency_key: str) -> Save | Delete:
+        """Accept a Save or a Delete; return it with its document normalized."""
+        others = idempotency_key_violations(idempotency_key, "idempotency_key")
+        return self._write(request, "", *others)
+
+    def snapshot(self, save: Save, idempotency_key: str) -> JsonObject:
+        """Accept a document as ``write`` does; return it normalized."""
+        others = idempotency_key_violations(idempotency_key, "idempotency_key")
+        data = None if isinstance(save.content, FromSnapshot) else save.content
+        return self.document(save.key, data, *others)
+
+    def transaction(self, requests: Sequence[Request], idempotency_key: str) -> list[Request]:
+        """Accept 1 to 100 acceptable requests of one tenant, no key twice, all at home in Aurora.
+
+        Returns them with their documents normalized.
+        """
+        wrong = [*idempotency_key_violations(idempotency_key, "idempotency_key")]
+        if (violation := mutations_violation(len(requests))) is not None:
+            raise InvalidRequestError([*wrong, violation])
+        accepted: list[Request] = []
+        first: dict[EntityKey, int] = {}
+        for index, request in enumerate(requests):
+            at = f"mutations[{index}].{type(request).__name__.lower()}."
+            try:
+                others = self._together(request, requests[0].key.tenant, at)
+                accepted.append(self._request(request, at, *others))
+            except InvalidRequestError as error:
+                wrong += error.violations
+            if (earlier := first.setdefault(request.key, index)) != index:
+                text = f"is the same key as that of mutations[{earlier}]"
+                wrong.append(FieldViolation(f"{at}key", text))
+        _refuse(wrong)
+        return accepted
+
     def document(
-        self, key: EntityKey, data: JsonObject | None, *others: FieldViolation
+        self, key: EntityKey, data: JsonObject | None, *others: FieldViolation, at: str = ""
     ) -> JsonObject:
         """Accept an acceptable key and a document that its kind allows; return it normalized.
 
-        The work is linear in the size of the document, whatever it holds: its values are
-        looked at only if its size is acceptable, and by its schema only if its form is.
+        ``at`` is what the names of its fields begin with. The work is linear in the size
+        of the document, whatever it holds: its values are looked at only if its size is
+        acceptable, and by its schema only if its form is.
         """
-        wrong = [*self._key(key, "key"), *others]
+        field = f"{at}data"
+        wrong = [*self._key(key, f"{at}key"), *others]
         if data is None:
-            raise InvalidRequestError([*wrong, FieldViolation("data", "is required")])
+            raise InvalidRequestError([*wrong, FieldViolation(field, "is required")])
         document: JsonObject = normalized(data)
         policy = self._policies.find(key)
-        if policy is not None and (too_large := _size_violation(document, policy)):
+        if policy is not None and (too_large := _size_violation(document, policy, field)):
             raise InvalidRequestError([*wrong, too_large])
-        _refuse(chain(wrong, document_violations(document, "data")))
-        _refuse(self._policies.of(key).schema_violations(document))
+        _refuse(chain(wrong, document_violations(document, field)))
+        found = self._policies.of(key).schema_violations(document)
+        _refuse(replace(violation, field=at + violation.field) for violation in found)
         return document
+
+    def _request(self, request: Request, at: str, *others: FieldViolation) -> Request:
+        if not isinstance(request, Check):
+            return self._write(request, at, *others)
+        wrong = _version_violations(IfVersion(request.version), at)
+        _refuse((*self._key(request.key, f"{at}key"), *wrong, *others))
+        return request
+
+    def _write(self, request: Save | Delete, at: str, *others: FieldViolation) -> Save | Delete:
+        wrong = [*_version_violations(request.precondition, at), *others]
+        if not isinstance(request, Save):
+            _refuse((*self._key(request.key, f"{at}key"), *wrong))
+            return request
+        if isinstance(request.content, FromSnapshot):
+            wrong += self._from_snapshot(request.key, request.content, at)
+            _refuse((*self._key(request.key, f"{at}key"), *wrong))
+            return request
+        return replace(request, content=self.document(request.key, request.content, *wrong, at=at))
+
+    def _from_snapshot(
+        self, key: EntityKey, content: FromSnapshot, at: str
+    ) -> Iterator[FieldViolation]:
+        field = f"{at}from_snapshot"
+        if content.sequence < 0:
+            yield FieldViolation(field, f"is {content.sequence}; it must be at least 0")
+        policy = self._policies.find(key)
+        if policy is not None and policy.snapshots is None:
+            yield FieldViolation(field, f"{key.kind!r} is configured to keep no snapshots")
+
+    def _together(self, request: Request, tenant: str, at: str) -> Iterator[FieldViolation]:
+        """Yield why a request cannot be part of a transaction of this tenant."""
+        if request.key.tenant != tenant:
+            text = "is not that of mutations[0]; a transaction is of one tenant"
+            yield FieldViolation(f"{at}key.tenant", text)
+        policy = self._policies.find(request.key)
+        if policy is not None and policy.home is not Home.AURORA:
+            text = "is at home in DynamoDB, and can take no part in a transaction"
+            yield FieldViolation(f"{at}key.kind", text)
 
     def _key(self, key: EntityKey, field: str) -> Iterator[FieldViolation]:
         yield from key_violations(key, field)
@@ -76,12 +156,28 @@ def batch_size_violation(count: int) -> FieldViolation | None:
     return FieldViolation("keys", f"has {count} keys; 1 to {MAX_BATCH_KEYS} are allowed")
 
 
-def _size_violation(document: JsonObject, policy: KindPolicy) -> FieldViolation | None:
+def mutations_violation(count: int) -> FieldViolation | None:
+    """Return what is wrong with a transaction of so many mutations; None if nothing is."""
+    if 1 <= count <= MAX_MUTATIONS:
+        return None
+    return FieldViolation("mutations", f"has {count}; 1 to {MAX_MUTATIONS} are allowed")
+
+
+def _version_violations(precondition: Precondition, at: str) -> Iterator[FieldViolation]:
+    if isinstance(precondition, IfVersion) and precondition.version < 1:
+        yield FieldViolation(
+            f"{at}if_version",
+            f"is {precondition.version}; versions start at 1"
+            " (to require that the entity does not exist, set if_absent)",
+        )
+
+
+def _size_violation(document: JsonObject, policy: KindPolicy, field: str) -> FieldViolation | None:
     size = compact_size(document)
     if size <= policy.max_bytes:
         return None
     return FieldViolation(
-        "data", f"has {size} bytes as compact JSON; its kind allows {policy.max_bytes}"
+        field, f"has {size} bytes as compact JSON; its kind allows {policy.max_bytes}"
     )
 
 

@@ -10,7 +10,7 @@ from duostore_server.domain.entities import Form, Projection
 from duostore_server.domain.errors import DuostoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.entities import Entity
@@ -27,7 +27,10 @@ def projection_of(entity: Entity, encode: Callable[[Entity], bytes]) -> Projecti
 
 
 class Propagation:
-    """Projects a committed version and busts its cache entry. Safe to repeat and reorder."""
+    """Projects committed versions of different keys and busts their cache entries.
+
+    Safe to repeat and to reorder.
+    """
 
     def __init__(
         self, projections: Projections, cache: Cache, encode: Callable[[Entity], bytes]
@@ -36,23 +39,27 @@ class Propagation:
         self._cache = cache
         self._encode = encode
 
-    def propagate(self, entity: Entity, deadline: Deadline) -> bool:
-        """Return True if every read that starts from now on sees this version or a newer one.
+    def propagate(self, entities: Sequence[Entity], deadline: Deadline) -> bool:
+        """Return True if every read that starts from now on sees these versions or newer ones.
 
-        Never raises: the change is committed, and its outbox row stays until this succeeds.
-        The put comes before the invalidation: whoever leases the entry afterwards
-        reads a DynamoDB that already holds the version. If the put fails the entry is
+        Never raises: the changes are committed, and their outbox rows stay until this
+        succeeds. The puts come before the invalidation: whoever leases an entry afterwards
+        reads a DynamoDB that already holds the version. If they fail the entries are
         removed all the same, so that readers come to the stores themselves.
         """
-        projected = self._put(entity, deadline)
-        return self._invalidate(entity) and projected
+        projected = self._put(entities, deadline)
+        return self._invalidate(entities) and projected
 
-    def _put(self, entity: Entity, deadline: Deadline) -> bool:
-        projection = projection_of(entity, self._encode)
-        return _done(lambda: self._projections.put(entity.key, projection, deadline))
+    def _put(self, entities: Sequence[Entity], deadline: Deadline) -> bool:
+        def put() -> None:
+            self._projections.put_all(
+                {entity.key: projection_of(entity, self._encode) for entity in entities}, deadline
+            )
 
-    def _invalidate(self, entity: Entity) -> bool:
-        return _done(lambda: self._cache.invalidate((entity.key,)))
+        return _done(put)
+
+    def _invalidate(self, entities: Sequence[Entity]) -> bool:
+        return _done(lambda: self._cache.invalidate([entity.key for entity in entities]))
 
 
 def _done(step: Callable[[], object]) -> bool:

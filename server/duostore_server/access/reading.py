@@ -1,12 +1,12 @@
-"""Get and BatchGet: the cache, then DynamoDB, then Aurora, re-projecting on the way back."""
+"""Get and BatchGet: the cache, then the stores behind it, filling it on the way back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from duostore_server.access.propagation import projection_of
-from duostore_server.domain.entities import Cached, Form, Lease, Reading
+from duostore_server.access.sources import SHARE
+from duostore_server.domain.entities import Cached, Lease, Reading
 from duostore_server.domain.errors import (
     DeadlineExceededError,
     EntityNotFoundError,
@@ -22,22 +22,18 @@ if TYPE_CHECKING:
 
     from duostore_server.access.checks import Checks
     from duostore_server.access.flights import Flights
+    from duostore_server.access.sources import Source
     from duostore_server.domain.deadline import Deadline
-    from duostore_server.domain.entities import Entity, Projection
     from duostore_server.domain.keys import EntityKey
-    from duostore_server.domain.policies import Policies
-    from duostore_server.domain.ports import Authority, Cache, Projections
+    from duostore_server.domain.policies import Home, Policies
+    from duostore_server.domain.ports import Cache
 
 # How long to wait between two looks for the value that another caller fetches.
 _FIRST_PAUSES: Final = (0.005, 0.010, 0.020)
 _LATER_PAUSE: Final = 0.050
+# The cache counts whole seconds, and takes 0 for ever.
+_LEAST_TTL: Final = 1.0
 
-_ABSENT: Final = Reading(0, None, Store.AURORA)
-
-
-# Each step that can be done without leaves this share of the time that is left to those
-# after it: a store that hangs must not use up the whole deadline.
-_SHARE: Final = 0.5
 # Leases that nobody came back to fill; few at a time, since each ends after 10 s.
 _MOST_ABANDONED: Final = 1000
 
@@ -76,13 +72,11 @@ class Reader:
     def __init__(
         self,
         *,
-        authority: Authority,
-        projections: Projections,
+        sources: Mapping[Home, Source],
         cache: Cache,
         policies: Policies,
         checks: Checks,
         flights: Flights,
-        encode: Callable[[Entity], bytes],
         pauses: Sequence[float],
         pause: Callable[[float], None],
         jitter: Callable[[], float],
@@ -90,13 +84,11 @@ class Reader:
         served: Callable[[str, Store], None],
     ) -> None:
         """``jitter`` returns the part of a TTL to use, at most 1; ``served`` counts answers."""
-        self._authority = authority
-        self._projections = projections
+        self._sources = sources
         self._cache = cache
         self._policies = policies
         self._checks = checks
         self._flights = flights
-        self._encode = encode
         self._pauses = tuple(pauses)
         self._patience = sum(pauses)
         self._abandoned: dict[EntityKey, Lease] = {}
@@ -116,7 +108,7 @@ class Reader:
         """
         self._checks.key(key, *_min_version_violations(min_version))
         if strong:
-            reading = self._read_authority(key, deadline)
+            reading = self._read_home(key, deadline)
         else:
             reading = self._get(key, min_version, deadline)
         self._served(key.kind, reading.served_from)
@@ -142,19 +134,13 @@ class Reader:
             return look.readings[key]
         if look.passed:
             return self._finish(look, min_version, deadline)[key]
-        patience = min(self._patience, deadline.part(_SHARE).remaining())
+        patience = min(self._patience, deadline.part(SHARE).remaining())
         with self._flights.join(key, patience) as first:
             if first:
                 return self._finish(look, min_version, deadline)[key]
         # Only what this process has not waited for already is waited for below.
         look = self._look((key,), min_version)
         return self._finish(look, min_version, deadline, patient=False)[key]
-
-    def _read_authority(self, key: EntityKey, deadline: Deadline) -> Reading:
-        row = self._authority.read((key,), deadline).get(key)
-        if row is None:
-            return _ABSENT
-        return Reading(row.version, projection_of(row, self._encode).payload, Store.AURORA)
 
     def _look(self, keys: Collection[EntityKey], min_version: int) -> _Look:
         look = _Look()
@@ -173,13 +159,16 @@ class Reader:
                 else:
                     look.leased[key] = entry
             elif entry.version >= min_version:
-                look.readings[key] = Reading(
-                    entry.version, entry.payload, Store.CACHE, entry.cached_time
-                )
+                look.readings[key] = self._reading(entry)
             else:
                 look.passed.append(key)
                 look.outdated[key] = entry.version
         return look
+
+    def _reading(self, entry: Cached) -> Reading:
+        expired = entry.expire_time is not None and entry.expire_time <= self._now()
+        payload = None if expired else entry.payload
+        return Reading(entry.version, payload, Store.CACHE, entry.cached_time)
 
     def _finish(
         self, look: _Look, min_version: int, deadline: Deadline, *, patient: bool = True
@@ -216,7 +205,7 @@ class Reader:
     ) -> dict[EntityKey, Reading]:
         """Wait for others to fill; return what they filled. Takes no lease over."""
         readings: dict[EntityKey, Reading] = {}
-        patience = deadline.part(_SHARE)
+        patience = deadline.part(SHARE)
         leased: dict[EntityKey, Lease] = {}
         for pause in self._pauses:
             try:
@@ -252,7 +241,7 @@ class Reader:
         readings = {}
         try:
             fetched = self._read_source(keys, min_version, deadline)
-            filling = deadline.part(_SHARE)
+            filling = deadline.part(SHARE)
             for key, (reading, cacheable) in fetched.items():
                 readings[key] = reading
                 if not cacheable or key not in leases or filling.is_over():
@@ -267,58 +256,35 @@ class Reader:
     def _read_source(
         self, keys: list[EntityKey], min_version: int, deadline: Deadline
     ) -> dict[EntityKey, tuple[Reading, bool]]:
-        """Return each key's reading, and whether DynamoDB holds that version: may be cached."""
-        held: Mapping[EntityKey, Projection] | None
-        try:
-            held = self._projections.read(keys, deadline.part(_SHARE))
-        except (StoreError, DeadlineExceededError):
-            held = None
-        answers: dict[EntityKey, tuple[Reading, bool]] = {}
-        behind = []
+        """Return each key's reading, and whether it may be cached."""
+        by_home: dict[Home, list[EntityKey]] = {}
         for key in keys:
-            found = held.get(key) if held is not None else None
-            if found is None or found.form is Form.STUB or found.version < min_version:
-                behind.append(key)
-            else:
-                answers[key] = Reading(found.version, found.payload, Store.DYNAMODB), True
-        if behind:
-            rows = self._authority.read(behind, deadline)
-            projecting = deadline.part(_SHARE)
-            for key in behind:
-                answers[key] = self._reproject(key, rows.get(key), held, projecting)
+            by_home.setdefault(self._policies.of(key).home, []).append(key)
+        answers: dict[EntityKey, tuple[Reading, bool]] = {}
+        for home, mine in by_home.items():
+            answers |= self._sources[home].read(mine, min_version, deadline)
         return answers
 
-    def _reproject(
-        self,
-        key: EntityKey,
-        row: Entity | None,
-        held: Mapping[EntityKey, Projection] | None,
-        deadline: Deadline,
-    ) -> tuple[Reading, bool]:
-        """Bring the authority's row to DynamoDB; return the reading and whether it is there."""
-        now = held.get(key) if held is not None else None
-        if row is None:
-            return _ABSENT, held is not None and now is None
-        mine = projection_of(row, self._encode)
-        reading = Reading(row.version, mine.payload, Store.AURORA)
-        if held is None:
-            return reading, False
-        if now is None or now.version < row.version:
-            try:
-                now = self._projections.put(key, mine, deadline)
-            except (StoreError, DeadlineExceededError):
-                return reading, False
-        if now.version > row.version and now.form is not Form.STUB:
-            return Reading(now.version, now.payload, Store.DYNAMODB), True
-        return reading, now.version == row.version
+    def _read_home(self, key: EntityKey, deadline: Deadline) -> Reading:
+        return self._sources[self._policies.of(key).home].read_home(key, deadline)
 
     def _fill(self, key: EntityKey, lease: Lease, reading: Reading) -> bool:
-        """Fill the entry; return False if the cache could not be asked to."""
+        """Fill the entry; return False if the cache could not be asked to.
+
+        An entry never outlives its entity: it carries when that expires, since the cache
+        counts whole seconds.
+        """
         policy = self._policies.of(key)
+        now = self._now()
         ttl = policy.absent_ttl if reading.payload is None else policy.cache_ttl
-        entry = Cached(reading.version, reading.payload, self._now())
+        ttl *= self._jitter()
+        if reading.expire_time is not None:
+            ttl = min(ttl, (reading.expire_time - now).total_seconds())
+        if ttl < _LEAST_TTL:
+            return False
+        entry = Cached(reading.version, reading.payload, now, reading.expire_time)
         try:
-            self._cache.fill(key, lease, entry, ttl * self._jitter())
+            self._cache.fill(key, lease, entry, ttl)
         except StoreError:
             return False
         return True

@@ -1,85 +1,190 @@
-"""Save and Delete: committed in Aurora, then projected and busted."""
+"""Save, Delete and Transact: committed where the kind is at home, then seen by every reader."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from duostore_server.domain.entities import Change, IfVersion, Saved
-from duostore_server.domain.errors import FieldViolation
-from duostore_server.domain.policies import ProjectionMode
+from duostore_server.access.idempotency import idempotency_of
+from duostore_server.domain.errors import RefusalError
+from duostore_server.domain.policies import Home
+from duostore_server.domain.transactions import (
+    Change,
+    Check,
+    Delete,
+    FromSnapshot,
+    Save,
+    Transaction,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import timedelta
 
     from duostore_server.access.checks import Checks
-    from duostore_server.access.propagation import Propagation
+    from duostore_server.access.committing import Committer
+    from duostore_server.access.drafting import Drafting
+    from duostore_server.access.dynamodb_home import DynamoDBHome
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.documents import JsonObject
-    from duostore_server.domain.entities import IfAbsent
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.policies import Policies
-    from duostore_server.domain.ports import Authority, Completions
+    from duostore_server.domain.transactions import (
+        IfVersion,
+        Mutation,
+        Origin,
+        Outcome,
+        Precondition,
+        Request,
+    )
+
+_NOWHERE: Final = ""
+_TRANSACT: Final = "Transact"
 
 
 class Writer:
-    """Writes one entity at a time.
+    """Applies what callers ask for, once it is found acceptable.
 
-    Once the authority has committed, nothing that happens to the other stores fails
-    the call: what could not be propagated stays in the outbox for the projector.
+    A call with an idempotency key is applied once, however often it comes.
     """
 
     def __init__(
         self,
         *,
-        authority: Authority,
-        propagation: Propagation,
-        completions: Completions,
+        committer: Committer,
+        dynamodb_home: DynamoDBHome,
+        drafting: Drafting,
         policies: Policies,
         checks: Checks,
+        keep: timedelta,
     ) -> None:
-        self._authority = authority
-        self._propagation = propagation
-        self._completions = completions
+        """``keep`` is how long an idempotency key is remembered at least."""
+        self._committer = committer
+        self._dynamodb_home = dynamodb_home
+        self._drafting = drafting
         self._policies = policies
         self._checks = checks
+        self._keep = keep
 
     def save(
         self,
         key: EntityKey,
-        data: JsonObject | None,
-        precondition: IfVersion | IfAbsent | None,
+        content: JsonObject | FromSnapshot | None,
+        precondition: Precondition,
         deadline: Deadline,
-    ) -> Saved:
-        """Create the entity or replace its data; raises as ``Authority.write`` does."""
-        document = self._checks.document(key, data, *_version_violations(precondition))
-        return self._write(key, document, precondition, deadline)
+        *,
+        origin: Origin,
+        idempotency_key: str = "",
+    ) -> Outcome:
+        """Create the entity or replace its data.
 
-    def delete(self, key: EntityKey, precondition: IfVersion | None, deadline: Deadline) -> Saved:
-        """Leave a tombstone, a version like any other; raises as ``Authority.write`` does."""
-        self._checks.key(key, *_version_violations(precondition))
-        return self._write(key, None, precondition, deadline)
+        Raises as ``Authority.write`` or, by the kind's home, ``Heads.write`` does, and
+        ``SnapshotNotFoundError`` for content that is no snapshot.
+        """
+        save = Save(key, content, precondition)
+        return self._one("Save", save, deadline, origin, idempotency_key)
 
-    def _write(
+    def delete(
         self,
         key: EntityKey,
-        data: JsonObject | None,
-        precondition: IfVersion | IfAbsent | None,
+        precondition: IfVersion | None,
         deadline: Deadline,
-    ) -> Saved:
-        policy = self._policies.of(key)
-        written = self._authority.write(Change(key, data, precondition, policy.due_after), deadline)
-        if policy.projection is ProjectionMode.ASYNC:
-            return Saved(written.entity, projected=False)
-        projected = self._propagation.propagate(written.entity, deadline)
-        if projected:
-            self._completions.add((written.outbox_id,))
-        return Saved(written.entity, projected=projected)
+        *,
+        origin: Origin,
+        idempotency_key: str = "",
+    ) -> Outcome:
+        """Leave a tombstone, a version like any other; raises as ``save`` does."""
+        delete = Delete(key, precondition)
+        return self._one("Delete", delete, deadline, origin, idempotency_key)
 
+    def transact(
+        self,
+        requests: Sequence[Request],
+        deadline: Deadline,
+        *,
+        origin: Origin,
+        idempotency_key: str = "",
+    ) -> Outcome:
+        """Apply all requests or none; a refusal names the one that it is of."""
+        accepted = self._checks.transaction(requests, idempotency_key)
 
-def _version_violations(precondition: IfVersion | IfAbsent | None) -> Iterator[FieldViolation]:
-    if isinstance(precondition, IfVersion) and precondition.version < 1:
-        yield FieldViolation(
-            "if_version",
-            f"is {precondition.version}; versions start at 1"
-            " (to require that the entity does not exist, set if_absent)",
+        def mutations() -> Iterator[Mutation]:
+            for index, request in enumerate(accepted):
+                yield self._mutation(index, request, deadline)
+
+        try:
+            return self._commit(
+                _TRANSACT,
+                accepted,
+                mutations,
+                deadline,
+                origin=origin,
+                idempotency_key=idempotency_key,
+            )
+        except RefusalError as refusal:
+            # Of a transaction of one the authority does not say which.
+            refusal.at(0)
+            raise
+
+    def _one(
+        self,
+        operation: str,
+        request: Save | Delete,
+        deadline: Deadline,
+        origin: Origin,
+        idempotency_key: str,
+    ) -> Outcome:
+        accepted = self._checks.write(request, idempotency_key)
+        if self._policies.of(request.key).home is Home.DYNAMODB:
+            idempotency = idempotency_of(idempotency_key, operation, [accepted], self._keep)
+            change = self._change(accepted, _NOWHERE, deadline)
+            return self._dynamodb_home.write(change, idempotency, deadline)
+
+        def mutations() -> Iterator[Mutation]:
+            yield self._change(accepted, _NOWHERE, deadline)
+
+        return self._commit(
+            operation,
+            [accepted],
+            mutations,
+            deadline,
+            origin=origin,
+            idempotency_key=idempotency_key,
         )
+
+    def _commit(
+        self,
+        operation: str,
+        requests: Sequence[Request],
+        mutations: Callable[[], Iterable[Mutation]],
+        deadline: Deadline,
+        *,
+        origin: Origin,
+        idempotency_key: str,
+    ) -> Outcome:
+        """Commit what ``mutations`` makes of the requests, unless that was done earlier."""
+        idempotency = idempotency_of(idempotency_key, operation, requests, self._keep)
+        if (earlier := self._committer.recall(idempotency, deadline)) is not None:
+            return earlier
+        transaction = Transaction(tuple(mutations()), origin, idempotency)
+        return self._committer.commit(transaction, deadline)
+
+    def _mutation(self, index: int, request: Request, deadline: Deadline) -> Mutation:
+        if isinstance(request, Check):
+            return request
+        try:
+            return self._change(request, f"mutations[{index}].save.", deadline)
+        except RefusalError as refusal:
+            refusal.at(index)
+            raise
+
+    def _change(self, request: Save | Delete, at: str, deadline: Deadline) -> Change:
+        data = self._data(request, at, deadline) if isinstance(request, Save) else None
+        due_after = self._policies.of(request.key).due_after
+        return Change(request.key, data, request.precondition, due_after)
+
+    def _data(self, save: Save, at: str, deadline: Deadline) -> JsonObject | None:
+        """Return the document to be saved; a snapshot has to be as acceptable as any."""
+        if not isinstance(save.content, FromSnapshot):
+            return save.content
+        data = self._drafting.data(save.key, save.content.sequence, deadline)
+        return self._checks.document(save.key, data, at=at)

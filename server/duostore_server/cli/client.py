@@ -5,26 +5,35 @@ Imports no grpc; what a command does is imported when it runs.
 
 from __future__ import annotations
 
-import inspect
 import sys
-from pathlib import Path  # noqa: TC003 - typer reads annotations as it runs
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
+from duostore_server.cli import client_drafts
 from duostore_server.cli.client_options import (
     Address,
     CaFile,
     CertFile,
+    Data,
+    File,
     Id,
+    IdempotencyKey,
+    IfAbsent,
     IfVersion,
     KeyFile,
     Kind,
     ServerName,
+    Stdin,
     Tenant,
     Timeout,
     Tls,
+    content_of,
+    document_of,
     key_of,
+    preconditions,
+    reflowed,
     target_of,
     utf8,
 )
@@ -35,8 +44,14 @@ _PANEL: Final = "Calls of a running service"
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (get, save, delete, health, load):
-        app.command(help=_reflowed(command.__doc__ or ""), rich_help_panel=_PANEL)(command)
+    drafts = (
+        client_drafts.snapshot,
+        client_drafts.get_snapshot,
+        client_drafts.snapshots,
+        client_drafts.publish,
+    )
+    for command in (get, save, delete, transact, *drafts, load, health):
+        app.command(help=reflowed(command.__doc__ or ""), rich_help_panel=_PANEL)(command)
 
 
 def get(
@@ -58,7 +73,7 @@ def get(
 ) -> None:
     """Print an entity as JSON: key, version, data, times and the store that served it.
 
-    Exit codes, here and for save and delete: 0 done; 1 not found, a precondition that does
+    Exit codes, here and for the other calls: 0 done; 1 not found, a precondition that does
     not hold, or a fault; 2 bad input; 3 the service is unavailable or too slow.
     """
     from duostore_server.cli import remote
@@ -80,16 +95,13 @@ def get(
 def save(
     kind: Kind,
     id: Id,  # noqa: A002 - as above
-    stdin: Annotated[
-        str | None, typer.Argument(metavar="-", help="Read the document from standard input.")
-    ] = None,
+    stdin: Stdin = None,
     *,
-    data: Annotated[str | None, typer.Option(help="The document, as JSON.")] = None,
-    file: Annotated[Path | None, typer.Option(help="A file with the document.")] = None,
+    data: Data = None,
+    file: File = None,
     if_version: IfVersion = None,
-    if_absent: Annotated[
-        bool, typer.Option("--if-absent", help="Only if it does not exist.")
-    ] = False,
+    if_absent: IfAbsent = False,
+    idempotency_key: IdempotencyKey = "",
     tenant: Tenant = "",
     target: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 5.0,
@@ -106,16 +118,16 @@ def save(
     """
     from duostore_server.cli import remote
 
-    if if_absent and if_version is not None:
-        raise typer.BadParameter("--if-absent and --if-version exclude each other")
+    preconditions(if_version, if_absent=if_absent)
     where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
     raise typer.Exit(
         remote.save(
             where,
             key_of(tenant, kind, id),
-            _document(stdin, data, file),
+            document_of(stdin, data, file),
             if_version=if_version,
             if_absent=if_absent,
+            idempotency_key=utf8(idempotency_key, "--idempotency-key"),
             timeout=timeout,
         )
     )
@@ -126,6 +138,7 @@ def delete(
     id: Id,  # noqa: A002 - as above
     *,
     if_version: IfVersion = None,
+    idempotency_key: IdempotencyKey = "",
     tenant: Tenant = "",
     target: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 5.0,
@@ -140,7 +153,57 @@ def delete(
 
     where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
     raise typer.Exit(
-        remote.delete(where, key_of(tenant, kind, id), if_version=if_version, timeout=timeout)
+        remote.delete(
+            where,
+            key_of(tenant, kind, id),
+            if_version=if_version,
+            idempotency_key=utf8(idempotency_key, "--idempotency-key"),
+            timeout=timeout,
+        )
+    )
+
+
+def transact(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|-", show_default=False, help="The mutations; - is standard input."
+        ),
+    ],
+    *,
+    idempotency_key: IdempotencyKey = "",
+    tenant: Annotated[
+        str, typer.Option("--tenant", help="The tenant of mutations that name none.")
+    ] = "",
+    target: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 5.0,
+    tls: Tls = False,
+    ca_file: CaFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
+    server_name: ServerName = None,
+) -> None:
+    """Apply up to 100 mutations in one transaction, all or none, and print the new versions.
+
+    A mutation is a JSON object, as in the API: {"save": {"key": {"kind": "account", "id":
+    "a"}, "data": {"balance": 70}, "if_version": 4}}, or with "delete" or "check" in place of
+    "save". Give one a line, or all as a JSON array.
+
+    If one of them is refused nothing is changed, and the error names it, by its index from 0
+    and by its line.
+    """
+    from duostore_server.cli import remote_transact
+
+    where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
+    text = sys.stdin.buffer.read() if source == "-" else content_of(Path(source), "FILE")
+    raise typer.Exit(
+        remote_transact.transact(
+            where,
+            text,
+            tenant=utf8(tenant, "--tenant"),
+            idempotency_key=utf8(idempotency_key, "--idempotency-key"),
+            timeout=timeout,
+        )
     )
 
 
@@ -205,9 +268,12 @@ def load(
 
     Progress is kept beside the file in FILE.jsonl.load-progress until all is done; lines
     that cannot be saved go to FILE.jsonl.rejected, with line number and reason. Lines of one
-    id are saved in the order of the file. No line is lost. A line whose answer was lost, or
-    that was saved in the last moments before the load was killed (-9), may be saved twice: the
-    same content, with the next version; with --if-absent it may be counted as one that existed.
+    id are saved in the order of the file.
+
+    No line is lost and none is saved twice, however often the load is killed (-9) and the
+    command repeated within 24 hours: each line has an idempotency key, made of the load and
+    the line's number. Once all is done, or with --restart, the same command is another load
+    and saves every line anew.
 
     Exit codes: 0 all lines are saved; 1 some were rejected, or a fault; 2 it cannot begin so;
     3 the service was unavailable for too long; 130 interrupted by Ctrl-C or SIGTERM.
@@ -229,26 +295,3 @@ def load(
         limits=Limits(in_flight=in_flight, timeout=timeout, retry_for=retry_for),
     )
     raise typer.Exit(run(what, as_json=as_json))
-
-
-def _reflowed(docstring: str) -> str:
-    """Return the text with each paragraph on one line: a terminal breaks lines by itself."""
-    paragraphs = inspect.cleandoc(docstring).split("\n\n")
-    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
-
-
-def _document(stdin: str | None, data: str | None, file: Path | None) -> bytes:
-    if sum(source is not None for source in (stdin, data, file)) != 1:
-        raise typer.BadParameter("give the document once: by --data, by --file, or by -")
-    if data is not None:
-        return data.encode(errors="surrogateescape")
-    if file is not None:
-        try:
-            return file.read_bytes()
-        except OSError as error:
-            raise typer.BadParameter(
-                f"{file} cannot be read: {error.strerror}", param_hint="--file"
-            ) from error
-    if stdin != "-":
-        raise typer.BadParameter(f"{stdin!r}: only - can stand here, for standard input")
-    return sys.stdin.buffer.read()

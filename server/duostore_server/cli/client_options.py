@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,6 +20,21 @@ Tenant = Annotated[str, typer.Option("--tenant", help="The tenant; empty if ther
 IfVersion = Annotated[
     int | None, typer.Option("--if-version", min=1, help="Only if it exists with this version.")
 ]
+IfAbsent = Annotated[bool, typer.Option("--if-absent", help="Only if it does not exist.")]
+IdempotencyKey = Annotated[
+    str,
+    typer.Option(
+        "--idempotency-key",
+        metavar="KEY",
+        help="Makes the command safe to repeat: with the same key it is applied once.",
+    ),
+]
+# One way, of three, to give the document of a command.
+Stdin = Annotated[
+    str | None, typer.Argument(metavar="-", help="Read the document from standard input.")
+]
+Data = Annotated[str | None, typer.Option("--data", help="The document, as JSON.")]
+File = Annotated[Path | None, typer.Option("--file", help="A file with the document.")]
 Timeout = Annotated[
     float, typer.Option("--timeout", min=0.001, help="Seconds to wait for the answer.")
 ]
@@ -94,3 +111,38 @@ def utf8(argument: str, name: str) -> str:
     except UnicodeEncodeError as error:
         raise typer.BadParameter("is not UTF-8", param_hint=name) from error
     return argument
+
+
+def preconditions(if_version: int | None, *, if_absent: bool) -> None:
+    """Refuse two preconditions at once."""
+    if if_absent and if_version is not None:
+        raise typer.BadParameter("--if-absent and --if-version exclude each other")
+
+
+def document_of(stdin: str | None, data: str | None, file: Path | None) -> bytes:
+    """Return the document that is given in one of three ways."""
+    if sum(source is not None for source in (stdin, data, file)) != 1:
+        raise typer.BadParameter("give the document once: by --data, by --file, or by -")
+    if data is not None:
+        return data.encode(errors="surrogateescape")
+    if file is not None:
+        return content_of(file, "--file")
+    if stdin != "-":
+        raise typer.BadParameter(f"{stdin!r}: only - can stand here, for standard input")
+    return sys.stdin.buffer.read()
+
+
+def content_of(file: Path, name: str) -> bytes:
+    """Return what a file holds."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{file} cannot be read: {error.strerror}", param_hint=name
+        ) from error
+
+
+def reflowed(docstring: str) -> str:
+    """Return a text with each paragraph on one line: a terminal breaks lines by itself."""
+    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,8 +15,6 @@ from duostore_server.cli.addresses import check_free
 from duostore_server.processes import run_dev
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from duostore_server.config import Settings
 
 
@@ -27,15 +28,28 @@ def run(settings: Settings, data: Path) -> None:
 
         def ready() -> None:
             status.stop()
-            for line in greeting(settings, data):
+            for line in greeting(settings, data, program(sys.argv[0])):
                 console.print(line, markup=False)
 
         run_dev(settings, data, ready)
     console.print("Stopped.")
 
 
-def greeting(settings: Settings, data: Path) -> list[str]:
-    """Return what a person reads once the deployment answers; its commands work as pasted."""
+def program(argument: str) -> str:
+    """Return what a person types to run the program that was started by this ``argv[0]``."""
+    path = Path(argument)
+    if path.suffix == ".py":
+        return f"{shlex.quote(sys.executable)} -m duostore_server.cli.main"
+    found = shutil.which(path.name)
+    is_on_the_path = found is not None and Path(found).resolve() == path.resolve()
+    return path.name if is_on_the_path else shlex.quote(argument)
+
+
+def greeting(settings: Settings, data: Path, duostore: str) -> list[str]:
+    """Return what a person reads once the deployment answers; its commands work as pasted.
+
+    ``duostore`` is what this program is called there.
+    """
     address = str(settings.server.address)
     kind, policy = next(iter(settings.kinds.items()))
     schema = policy.document_schema
@@ -52,7 +66,7 @@ def greeting(settings: Settings, data: Path) -> list[str]:
         f"  {save}",
         f"  {get}",
         "or, without grpcurl:",
-        f"  duostore get {shlex.quote(kind)} 1 --target {address}",
+        f"  {duostore} get {shlex.quote(kind)} 1 --target {address}",
     ]
     if settings.metrics.address is not None:
         lines += ["", f"Metrics: http://{settings.metrics.address}/metrics"]

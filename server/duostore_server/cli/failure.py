@@ -47,12 +47,17 @@ _LOST_REASONS: Final = (
     Reason.INTERNAL,
 )
 _PASSING_REASONS: Final = (
+    Reason.DUPLICATE_IN_PROGRESS,
     Reason.WRITE_OUTCOME_UNKNOWN,
     Reason.DEADLINE_EXCEEDED,
     Reason.STORE_UNAVAILABLE,
     Reason.OVERLOADED,
 )
 
+_ADVICE_BY_REASON: Final = {
+    Reason.SNAPSHOT_NOT_FOUND: "`duostore snapshots` lists those that there are.",
+    Reason.IDEMPOTENCY_KEY_REUSED: "Give each intention an --idempotency-key of its own.",
+}
 _ADVICE: Final = {
     grpc.StatusCode.NOT_FOUND: "Check --tenant, the kind and the id.",
     grpc.StatusCode.ALREADY_EXISTS: (
@@ -111,8 +116,8 @@ class Failure:
     @property
     def exit_code(self) -> int:
         """Return what a command ends with that failed so."""
-        if self.reason is Reason.WRITE_OUTCOME_UNKNOWN:
-            # Its code, UNKNOWN, says less than that a store could not be reached.
+        if self.reason in {Reason.WRITE_OUTCOME_UNKNOWN, Reason.DUPLICATE_IN_PROGRESS}:
+            # Their codes, UNKNOWN and ABORTED, say less than that it may be tried again.
             return UNAVAILABLE
         return UNUSABLE if self.is_too_large else _EXIT_CODES.get(self.code, FAILED)
 
@@ -150,13 +155,16 @@ def failure_of(error: grpc.RpcError) -> Failure:
     )
 
 
-def explained(failure: Failure, address: str, *, writing: bool) -> Iterator[str]:
-    """Yield what a person is told: what happened, every field, and what to do next."""
+def explained(failure: Failure, address: str, *, in_doubt: str) -> Iterator[str]:
+    """Yield what a person is told: what happened, every field, and what to do next.
+
+    ``in_doubt`` is what to do if the call may have been applied; empty if it changes nothing.
+    """
     yield str(failure) if failure.told else f"{address}: {failure}"
     for violation in failure.violations:
         yield f"  {violation.field or 'request'}: {violation.description}"
-    if writing and failure.outcome_is_unknown:
-        yield "It may or may not have been applied: read it with `duostore get --strong`."
+    if in_doubt and failure.outcome_is_unknown:
+        yield f"It may or may not have been applied: {in_doubt}"
     elif advice := _advice(failure):
         yield advice
 
@@ -166,6 +174,10 @@ def _advice(failure: Failure) -> str:
         return "Does the service run there? --target or DUOSTORE_TARGET names another address."
     if failure.is_too_large:
         return "The service's configuration says how large a message may be."
+    if failure.reason in _ADVICE_BY_REASON:
+        return _ADVICE_BY_REASON[failure.reason]
+    if failure.reason is Reason.DUPLICATE_IN_PROGRESS:
+        return f"Repeat the command as it is, in {max(failure.retry_after, 1):g} s."
     if advice := _ADVICE.get(failure.code):
         return advice
     return f"Try again in {max(failure.retry_after, 1):g} s." if failure.may_pass else ""

@@ -41,8 +41,21 @@ def parse_document(text: bytes) -> JsonObject:
     Raises ``DocumentError``. A number is accepted if the double nearest to it is written
     back as the same number, and no whole number beyond 2^53.
     """
+    value = parse_json(text, "data")
+    if not isinstance(value, dict):
+        raise _refused("data", f"is not a JSON object but {type_shown(value)}")
+    if violations := (*losses(value, "data"), *document_violations(value, "data")):
+        raise DocumentError(*violations)
+    return value
+
+
+def parse_json(text: bytes, field: str) -> Any:  # noqa: ANN401 - any JSON value
+    """Return the JSON value in ``text``, which is UTF-8; what would be changed is in ``losses``.
+
+    Raises ``DocumentError``, which names ``field``, if it is not JSON.
+    """
     try:
-        value = json.loads(
+        return json.loads(
             text.decode(),
             parse_int=_whole,
             parse_float=_decimal,
@@ -50,19 +63,38 @@ def parse_document(text: bytes) -> JsonObject:
             object_pairs_hook=_object,
         )
     except UnicodeDecodeError as error:
-        raise _refused(
-            f"is not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
-        ) from error
+        problem = f"is not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
+        raise _refused(field, problem) from error
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise _refused(f"is not JSON: {error.msg}: {place}") from error
+        line = f"line {error.lineno}, " if b"\n" in text else ""
+        place = f"{line}column {error.colno}"
+        raise _refused(field, f"is not JSON: {error.msg}: {place}") from error
     except RecursionError as error:
-        raise _refused(f"nests deeper than {MAX_DEPTH} levels") from error
-    if not isinstance(value, dict):
-        raise _refused(f"is not a JSON object but {_type_name(value)}")
-    if violations := (*_lossy(value, "data", 1), *document_violations(value, "data")):
-        raise DocumentError(*violations)
-    return value
+        raise _refused(field, f"nests deeper than {MAX_DEPTH} levels") from error
+
+
+def losses(value: Any, field: str, depth: int = 1) -> Iterator[FieldViolation]:  # noqa: ANN401
+    """Yield all in a value of ``parse_json`` that would come back changed, each by its path.
+
+    Looks as deep as documents may nest; ``depth`` is that of the value itself.
+    """
+    if isinstance(value, _Lossy):
+        yield FieldViolation(field, value.problem)
+    elif isinstance(value, str):
+        if not _is_unicode(value):
+            yield FieldViolation(field, "holds one half of a surrogate pair, which is no character")
+    elif isinstance(value, list) and depth <= MAX_DEPTH:
+        for index, item in enumerate(value):
+            yield from losses(item, f"{field}[{index}]", depth + 1)
+    elif isinstance(value, dict) and depth <= MAX_DEPTH:
+        if isinstance(value, _Repeating):
+            yield FieldViolation(field, f"has the name {value.repeated!r} twice")
+        for name, item in value.items():
+            if not _is_unicode(name):
+                yield FieldViolation(
+                    field, "has a name with one half of a surrogate pair, which is no character"
+                )
+            yield from losses(item, f"{field}.{name}", depth + 1)
 
 
 def id_at(document: JsonObject, path: str) -> str:
@@ -78,11 +110,28 @@ def id_at(document: JsonObject, path: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        problem = f"holds the id: it must be a string or a whole number, not {_type_name(value)}"
+        problem = f"holds the id: it must be a string or a whole number, not {type_shown(value)}"
         raise DocumentError(FieldViolation(f"data.{path}", problem))
     if not value:
         raise DocumentError(FieldViolation(f"data.{path}", "is empty; it holds the id"))
     return value
+
+
+def type_shown(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Return what a JSON value is, in a word."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case str():
+            return "a string"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return "a number"
 
 
 class _Lossy:
@@ -100,8 +149,8 @@ class _Repeating(dict[str, Any]):
     repeated: str = ""
 
 
-def _refused(problem: str) -> DocumentError:
-    return DocumentError(FieldViolation("data", problem))
+def _refused(field: str, problem: str) -> DocumentError:
+    return DocumentError(FieldViolation(field, problem))
 
 
 def _whole(text: str) -> int | _Lossy:
@@ -159,26 +208,6 @@ def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     return repeating
 
 
-def _lossy(value: Any, path: str, depth: int) -> Iterator[FieldViolation]:  # noqa: ANN401
-    if isinstance(value, _Lossy):
-        yield FieldViolation(path, value.problem)
-    elif isinstance(value, str):
-        if not _is_unicode(value):
-            yield FieldViolation(path, "holds one half of a surrogate pair, which is no character")
-    elif isinstance(value, list) and depth <= MAX_DEPTH:
-        for index, item in enumerate(value):
-            yield from _lossy(item, f"{path}[{index}]", depth + 1)
-    elif isinstance(value, dict) and depth <= MAX_DEPTH:
-        if isinstance(value, _Repeating):
-            yield FieldViolation(path, f"has the name {value.repeated!r} twice")
-        for name, item in value.items():
-            if not _is_unicode(name):
-                yield FieldViolation(
-                    path, "has a name with one half of a surrogate pair, which is no character"
-                )
-            yield from _lossy(item, f"{path}.{name}", depth + 1)
-
-
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
@@ -195,19 +224,3 @@ def _shown(text: str) -> str:
     if len(text) <= _SHOWN_CHARACTERS:
         return text
     return f"{text[:_SHOWN_CHARACTERS]}... ({len(text)} characters)"
-
-
-def _type_name(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case str():
-            return "a string"
-        case list():
-            return "a list"
-        case dict():
-            return "an object"
-        case _:
-            return "a number"

@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import time
+import uuid
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -85,10 +86,14 @@ def load(what: Load, *, as_json: bool) -> int:
 
 def _loaded(what: Load, file: BinaryIO, stack: ExitStack) -> tuple[Journal, End]:
     fingerprint = fingerprint_of(file)
-    job = Job(fingerprint, what.target.address, what.tenant, what.kind, what.id_path)
-    journal = open_journal(LocalDisk(), what.source, job, restart=what.restart)
+    job = Job(
+        fingerprint, what.target.address, what.tenant, what.kind, what.id_path, what.if_absent
+    )
+    journal = open_journal(
+        LocalDisk(), what.source, job, restart=what.restart, new_id=uuid.uuid4().hex
+    )
     saver = stack.enter_context(
-        saving(what.target, job, if_absent=what.if_absent, timeout=what.limits.timeout)
+        saving(what.target, job, load_id=journal.load_id, timeout=what.limits.timeout)
     )
     loader = Loader(
         lines=read_lines(file, after=journal.line, offset=journal.offset, end=fingerprint.size),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _HASHED_BYTES: Final = 1024 * 1024
 
 
@@ -42,13 +42,14 @@ class Job:
     tenant: str
     kind: str
     id: str
+    if_absent: bool = False
 
     def differences(self, other: Job) -> Iterator[str]:
         """Yield what ``other`` does otherwise, in the words of the command line."""
-        for option in ("target", "tenant", "kind", "id"):
-            mine, others = getattr(self, option), getattr(other, option)
+        for name in ("target", "tenant", "kind", "id", "if_absent"):
+            mine, others = getattr(self, name), getattr(other, name)
             if mine != others:
-                yield f"--{option} was {mine!r} and is {others!r} now"
+                yield f"--{name.replace('_', '-')} was {mine!r} and is {others!r} now"
 
 
 @dataclass(slots=True)
@@ -71,12 +72,14 @@ class Counts:
 class Checkpoint:
     """A load, interrupted.
 
-    The first ``line`` lines are finished, which end at ``offset``, and of those behind
-    them the numbers in ``beyond``, each with the offset of its end. ``rejected_bytes``
-    of the file of rejected lines belong to these.
+    ``load_id`` tells it from all others, also of the same job. The first ``line`` lines
+    are finished, which end at ``offset``, and of those behind them the numbers in
+    ``beyond``, each with the offset of its end. ``rejected_bytes`` of the file of rejected
+    lines belong to these.
     """
 
     job: Job
+    load_id: str
     line: int = 0
     offset: int = 0
     beyond: dict[int, int] = field(default_factory=dict)
@@ -98,6 +101,7 @@ class Checkpoint:
             job = fields["job"]
             return cls(
                 job=Job(**{**job, "input": Fingerprint(**job["input"])}),
+                load_id=str(fields["load_id"]),
                 line=int(fields["line"]),
                 offset=int(fields["offset"]),
                 beyond={int(number): int(end) for number, end in fields["beyond"]},

@@ -20,15 +20,13 @@ if TYPE_CHECKING:
 class Item:
     """A line with a document to save.
 
-    ``sent`` is when it was last sent, ``failed`` when it first failed, in seconds of the
-    loader's clock.
+    ``failed`` is when it first failed, in seconds of the loader's clock.
     """
 
     line: Line
     id: str
     document: JsonObject
     attempts: int = 0
-    sent: float = 0.0
     failed: float | None = None
 
 

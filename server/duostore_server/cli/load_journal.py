@@ -31,17 +31,31 @@ class Journal:
     a crash whatever stands behind them is of lines that are not finished, and goes.
     """
 
-    def __init__(self, disk: Disk, source: Path, start: Checkpoint) -> None:
+    def __init__(
+        self, disk: Disk, source: Path, start: Checkpoint, *, has_begun: bool = False
+    ) -> None:
+        """``has_begun`` tells whether ``start`` is safe already."""
         self._disk = disk
         self._rejected = rejected_path(source)
         self._progress = progress_path(source)
         self._job = start.job
+        self.load_id = start.load_id
         self._beyond = dict(start.beyond)
         self._rejected_bytes = start.rejected_bytes
         self._is_kept = True
+        self._has_begun = has_begun
         self.counts = start.counts
         self.line = start.line
         self.offset = start.offset
+
+    def begin(self) -> None:
+        """Make safe what load this is, before anything is sent in its name.
+
+        What an earlier load rejected stays until this one has finished a line.
+        """
+        if not self._has_begun:
+            self._has_begun = True
+            self._keep_progress()
 
     def is_finished(self, line: Line) -> bool:
         """Tell whether the line is finished already."""
@@ -82,19 +96,7 @@ class Journal:
         if self._is_kept:
             return
         self._keep_rejected()
-        new = self._progress.with_name(f"{self._progress.name}.new")
-        checkpoint = Checkpoint(
-            job=self._job,
-            line=self.line,
-            offset=self.offset,
-            beyond=self._beyond,
-            counts=self.counts,
-            rejected_bytes=self._rejected_bytes,
-        )
-        self._disk.write(new, checkpoint.encode(), at=0)
-        self._disk.sync(new)
-        self._disk.rename(new, self._progress)
-        self._disk.sync_names(self._progress.parent)
+        self._keep_progress()
         self._is_kept = True
 
     def complete(self) -> None:
@@ -109,6 +111,22 @@ class Journal:
             self.line += 1
             self.offset = end
 
+    def _keep_progress(self) -> None:
+        new = self._progress.with_name(f"{self._progress.name}.new")
+        checkpoint = Checkpoint(
+            job=self._job,
+            load_id=self.load_id,
+            line=self.line,
+            offset=self.offset,
+            beyond=self._beyond,
+            counts=self.counts,
+            rejected_bytes=self._rejected_bytes,
+        )
+        self._disk.write(new, checkpoint.encode(), at=0)
+        self._disk.sync(new)
+        self._disk.rename(new, self._progress)
+        self._disk.sync_names(self._progress.parent)
+
     def _keep_rejected(self) -> None:
         size = self._disk.size(self._rejected)
         if self._rejected_bytes == 0:
@@ -122,25 +140,26 @@ class Journal:
         self._disk.sync_names(self._rejected.parent)
 
 
-def open_journal(disk: Disk, source: Path, job: Job, *, restart: bool) -> Journal:
+def open_journal(disk: Disk, source: Path, job: Job, *, restart: bool, new_id: str) -> Journal:
     """Return the journal of a load, at the point where an earlier run of the job stopped.
 
-    Raises ``LoadRefusedError`` if there is one that this job cannot go on from, unless
-    it is to ``restart``.
+    A load that begins gets the ``new_id``, which no other may have. Raises
+    ``LoadRefusedError`` if there is one that this job cannot go on from, unless it is to
+    ``restart``.
     """
     if restart:
         _forget(disk, progress_path(source))
     start = _checkpoint(disk, source, job)
     if start is None:
         # What an earlier load rejected is replaced with the first that this one finishes.
-        return Journal(disk, source, Checkpoint(job))
+        return Journal(disk, source, Checkpoint(job, new_id))
     size = disk.size(rejected_path(source)) or 0
     if size < start.rejected_bytes:
         raise LoadRefusedError(
             f"{rejected_path(source)} has lost lines since the load was interrupted; put it back, "
             "or begin anew with --restart"
         )
-    return Journal(disk, source, start)
+    return Journal(disk, source, start, has_begun=True)
 
 
 def progress_path(source: Path) -> Path:
@@ -164,6 +183,9 @@ def _checkpoint(disk: Disk, source: Path, job: Job) -> Checkpoint | None:
         raise LoadRefusedError(
             f"{path} cannot be read: {error}; begin anew with --restart"
         ) from error
+    if found.job != job and not found.counts.lines:
+        # It came to nothing, as one does whose command was mistyped.
+        return None
     if found.job.input != job.input:
         raise LoadRefusedError(
             f"{source} was changed since its load was interrupted at line {found.line + 1}; "

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from duostore_server.cli.load_lines import Line
     from duostore_server.cli.load_outcome import Limits, Outcome, Saver
 
-# The most that is done twice after a crash.
+# The most that is asked for anew after a crash.
 _KEEP_EVERY_SECONDS: Final = 1.0
 # How far finished lines may run ahead of one that is still tried: they are listed in the
 # checkpoint.
@@ -39,17 +39,16 @@ _READ_AT_ONCE: Final = 64
 _TELL_EVERY_SECONDS: Final = 10.0
 _FIRST_BACKOFF_SECONDS: Final = 0.2
 _LAST_BACKOFF_SECONDS: Final = 5.0
-# How long after its deadline the service may still be busy with a call.
-_SETTLING_SECONDS: Final = 1.0
 
 
 class Loader:
     """Loads lines.
 
-    Lines of one id are saved in the order of the file, also when answers are lost: the
-    next one waits until nobody can be busy with the last any more. A line that fails for
-    a reason that may pass is tried again, for ``retry_for`` seconds; then, or when it is
-    told to stop, the loader lets what is under way finish, and ends.
+    Lines of one id are saved in the order of the file, also when answers are lost: a line
+    is tried again until one of its tries is answered, after which the others come to
+    nothing, and only then is the next one sent. A line that fails for a reason that may
+    pass is tried again, for ``retry_for`` seconds; then, or when it is told to stop, the
+    loader lets what is under way finish, and ends.
     """
 
     def __init__(
@@ -82,8 +81,6 @@ class Loader:
         self._interrupted = False
         # When to send items that have to wait; line numbers make the order total.
         self._later: list[tuple[float, int, Item]] = []
-        # Until when a lost call may still write to an id.
-        self._unsettled: dict[str, float] = {}
         self._newest = journal.line
         self._quiet_until = clock()
         self._kept = clock()
@@ -95,6 +92,7 @@ class Loader:
 
     def run(self) -> End:
         """Load until no line is left or the load has to stop; all that was done is safe then."""
+        self._journal.begin()
         while not self._is_done():
             if self._interrupted:
                 self._stop(End(Ending.INTERRUPTED))
@@ -150,13 +148,6 @@ class Loader:
         if item is None:
             self._journal.passed(line)
         elif self._lanes.enter(item):
-            self._send_when_settled(item)
-
-    def _send_when_settled(self, item: Item) -> None:
-        settled = self._unsettled.get(item.id, 0.0)
-        if settled > self._clock():
-            heapq.heappush(self._later, (settled, item.line.number, item))
-        else:
             self._send(item)
 
     def _send_due(self) -> None:
@@ -165,9 +156,13 @@ class Loader:
             self._send(heapq.heappop(self._later)[2])
 
     def _send(self, item: Item) -> None:
-        item.sent = self._clock()
         self._in_flight += 1
-        self._saver.save(item.id, item.document, lambda outcome: self._inbox.put((item, outcome)))
+        self._saver.save(
+            item.line.number,
+            item.id,
+            item.document,
+            lambda outcome: self._inbox.put((item, outcome)),
+        )
 
     def _listen(self) -> None:
         answer = self._inbox.take(self._patience())
@@ -205,13 +200,10 @@ class Loader:
                 return
         following = self._lanes.leave(item)
         if following is not None and self._end is None:
-            self._send_when_settled(following)
+            self._send(following)
 
     def _try_later(self, item: Item, outcome: Delayed) -> None:
         now = self._clock()
-        if outcome.is_unknown:
-            self._unsettled = {id_: until for id_, until in self._unsettled.items() if until > now}
-            self._unsettled[item.id] = item.sent + self._limits.timeout + _SETTLING_SECONDS
         if item.failed is None:
             item.failed = now
         why = f"line {item.line.number}: {outcome.reason}"

@@ -33,15 +33,13 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Delayed:
-    """It may be accepted later.
+    """It may be accepted later, or has been: to try again is safe.
 
-    ``after`` is how many seconds the service wants to be left alone; ``is_unknown`` says
-    that the line may have been saved, or may still be.
+    ``after`` is how many seconds the service wants to be left alone.
     """
 
     reason: str
     after: float
-    is_unknown: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +84,16 @@ class Limits:
 class Saver(Protocol):
     """Saves documents."""
 
-    def save(self, id: str, document: JsonObject, tell: Callable[[Outcome], None]) -> None:  # noqa: A002 - as the key's
-        """Begin to save a document under an id; ``tell`` is called once, on any thread.
+    def save(
+        self,
+        line: int,
+        id: str,  # noqa: A002 - as the key's
+        document: JsonObject,
+        tell: Callable[[Outcome], None],
+    ) -> None:
+        """Begin to save the document of a line under an id.
 
-        It is called within a bounded time, also if nobody answers.
+        However often it is begun for a line, it is applied once. ``tell`` is called once, on
+        any thread, within a bounded time, also if nobody answers.
         """
         ...

@@ -12,6 +12,7 @@ from duostore.v1 import data_access_pb2, data_access_pb2_grpc, entity_pb2
 from duostore_server.cli.channel import connected
 from duostore_server.cli.failure import UNUSABLE, failure_of
 from duostore_server.cli.load_outcome import Delayed, Existed, Failed, Outcome, Refused, Saved
+from duostore_server.domain.errors import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -37,17 +38,27 @@ class GrpcSaver:
         tenant: str,
         kind: str,
         if_absent: bool,
+        load_id: str,
         timeout: float,
     ) -> None:
         self._stubs = cycle([data_access_pb2_grpc.DataAccessStub(channel) for channel in channels])
         self._tenant = tenant
         self._kind = kind
         self._if_absent = if_absent
+        self._load_id = load_id
         self._timeout = timeout
 
-    def save(self, id: str, document: JsonObject, tell: Callable[[Outcome], None]) -> None:  # noqa: A002 - as the key's
+    def save(
+        self,
+        line: int,
+        id: str,  # noqa: A002 - as the key's
+        document: JsonObject,
+        tell: Callable[[Outcome], None],
+    ) -> None:
         key = entity_pb2.EntityKey(tenant=self._tenant, kind=self._kind, id=id)
-        request = data_access_pb2.SaveRequest(key=key)
+        request = data_access_pb2.SaveRequest(
+            key=key, idempotency_key=f"load-{self._load_id}-{line}"
+        )
         request.data.update(document)
         if self._if_absent:
             request.if_absent = True
@@ -56,12 +67,20 @@ class GrpcSaver:
 
 
 @contextmanager
-def saving(target: Target, job: Job, *, if_absent: bool, timeout: float) -> Iterator[GrpcSaver]:
-    """Give a saver for a job; raises ``UnusableTargetError`` as ``connected`` does."""
+def saving(target: Target, job: Job, *, load_id: str, timeout: float) -> Iterator[GrpcSaver]:
+    """Give a saver for a job; raises ``UnusableTargetError`` as ``connected`` does.
+
+    ``load_id`` tells the load from all others, also of the same file.
+    """
     with ExitStack() as stack:
         channels = [stack.enter_context(connected(target)) for _ in range(_CONNECTIONS)]
         yield GrpcSaver(
-            channels, tenant=job.tenant, kind=job.kind, if_absent=if_absent, timeout=timeout
+            channels,
+            tenant=job.tenant,
+            kind=job.kind,
+            if_absent=job.if_absent,
+            load_id=load_id,
+            timeout=timeout,
         )
 
 
@@ -70,7 +89,7 @@ def outcome_of(call: grpc.Future[data_access_pb2.SaveResponse]) -> Outcome:
     try:
         error = call.exception()
     except grpc.FutureCancelledError:
-        return Delayed("the load gave it up", after=0, is_unknown=True)
+        return Delayed("the load gave it up", after=0)
     if error is None:
         pending = call.result().projection == entity_pb2.PROJECTION_PENDING
         return Saved(pending=pending)
@@ -80,11 +99,14 @@ def outcome_of(call: grpc.Future[data_access_pb2.SaveResponse]) -> Outcome:
     if failure.code is grpc.StatusCode.INVALID_ARGUMENT or failure.is_too_large:
         return _refused(failure)
     if failure.may_pass:
-        return Delayed(str(failure), failure.retry_after, failure.outcome_is_unknown)
+        return Delayed(str(failure), failure.retry_after)
     return Failed(str(failure), failure.exit_code)
 
 
 def _refused(failure: Failure) -> Outcome:
+    if failure.reason is Reason.IDEMPOTENCY_KEY_REUSED:
+        why = "it has changed since an earlier run of this load saved it; begin anew with --restart"
+        return Failed(why, UNUSABLE)
     violations = "; ".join(f"{v.field}: {v.description}" for v in failure.violations)
     reason = violations or str(failure)
     if any(violation.field in _FIELDS_OF_COMMAND for violation in failure.violations):

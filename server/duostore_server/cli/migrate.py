@@ -43,5 +43,7 @@ def _create_tables(settings: Settings) -> None:
         )
     finally:
         client.close()
+    for table in created:
+        typer.echo(f"dynamodb: created {table}")
     if not created:
         typer.echo("dynamodb: up to date")

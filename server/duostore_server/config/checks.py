@@ -64,6 +64,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield from _threads(settings)
     yield from _times(settings)
     yield from _messages(settings)
+    yield from _homes(settings)
     yield from _tls(settings)
     server, metrics = settings.server.address, settings.metrics.address
     if metrics and metrics.port == server.port and _overlap(metrics.host, server.host):
@@ -136,6 +137,29 @@ def _messages(settings: Settings) -> Iterator[Finding]:
                     f"needs {dotted(limit)} to be at least {needed}, and it is {size_text(size)}: "
                     "as protobuf a document may be 5.5 times larger",
                 )
+
+
+def _homes(settings: Settings) -> Iterator[Finding]:
+    """Yield what a kind says that its home cannot do."""
+    for name, kind in settings.kinds.items():
+        at = ("kinds", name)
+        home = (*at, "home")
+        if kind.home == "aurora":
+            for key in ("ttl", "consolidate_every"):
+                if getattr(kind, key) is not None:
+                    yield Finding(((*at, key), home), f'needs {dotted(home)} = "dynamodb"')
+            continue
+        if kind.snapshots is not None:
+            yield Finding(
+                ((*at, "snapshots"), home),
+                f'needs {dotted(home)} = "aurora": what is at home in DynamoDB is saved as '
+                "cheaply as a snapshot",
+            )
+        if kind.projection == "async":
+            yield Finding(
+                ((*at, "projection"), home),
+                f'must be "inline" with {dotted(home)} = "dynamodb", which is not projected',
+            )
 
 
 def _tls(settings: Settings) -> Iterator[Finding]:

@@ -45,7 +45,10 @@ _FORMS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key. ``type`` is the bare Python type of its values; bounds are inclusive."""
+    """One key. ``type`` is the bare Python type of its values; bounds are inclusive.
+
+    ``default`` is None if there is none, or if it depends on other keys.
+    """
 
     path: Key
     type: Any
@@ -97,10 +100,11 @@ def table_meaning(table: Key) -> str:
     meaning = ""
     for name in table:
         if name == NAME:
-            break
-        field = model.model_fields[name]
-        meaning = field.description
-        model, _ = _unwrapped(field.annotation, [])
+            model = get_args(model)[1]
+        else:
+            field = model.model_fields[name]
+            meaning = field.description
+            model, _ = _unwrapped(field.annotation, [])
     return meaning
 
 
@@ -140,7 +144,7 @@ def _entry(path: Key, field: FieldInfo, bare: Any, metadata: list[Any]) -> Entry
         path=path,
         type=bare,
         form=form,
-        default=field.default,
+        default=None if field.default_factory else field.default,
         meaning=field.description or "",
         choices=choices,
         low=next((item.ge for item in metadata if isinstance(item, Ge)), None),

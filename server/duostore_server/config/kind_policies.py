@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from duostore_server.domain.policies import KindPolicy, Policies, ProjectionMode
+from duostore_server.domain.policies import (
+    Home,
+    KindPolicy,
+    Policies,
+    ProjectionMode,
+    SnapshotPolicy,
+)
 
 if TYPE_CHECKING:
-    from duostore_server.config.settings import Kind, Settings
+    from duostore_server.config.settings import Kind, Settings, Snapshots
 
 
 def policies(settings: Settings) -> Policies:
@@ -22,6 +29,23 @@ def _policy(kind: Kind) -> KindPolicy:
         absent_ttl=kind.absent_ttl,
         projection=ProjectionMode(kind.projection),
         max_bytes=kind.max_bytes,
+        home=Home(kind.home),
+        ttl=_time(kind.ttl),
+        consolidate_every=_time(kind.consolidate_every),
+        snapshots=_snapshots(kind.snapshots),
     )
     schema = kind.document_schema
     return replace(policy, schema_violations=schema.violations) if schema else policy
+
+
+def _snapshots(snapshots: Snapshots | None) -> SnapshotPolicy | None:
+    if snapshots is None:
+        return None
+    return SnapshotPolicy(
+        consolidate_every=timedelta(seconds=snapshots.consolidate_every),
+        keep=timedelta(seconds=snapshots.keep),
+    )
+
+
+def _time(seconds: float | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)

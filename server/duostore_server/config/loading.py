@@ -92,6 +92,9 @@ def _validated(data: _Table, folder: Path) -> tuple[Settings, list[tuple[Key, st
 
 def _faults(error: ValidationError) -> Iterator[tuple[Key, str]]:
     for details in error.errors(include_url=False, include_input=False):
+        # Only says that the default depends on a key which has a fault of its own.
+        if details["type"] == "default_factory_not_called":
+            continue
         # pydantic adds "[key]" if it is the name of a kind that is wrong.
         key = tuple(str(part) for part in details["loc"] if part != "[key]")
         yield key, message_of(details, key)

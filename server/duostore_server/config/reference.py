@@ -66,14 +66,18 @@ def json_schema() -> dict[str, Any]:
 
 
 def describe(settings: Settings) -> str:
-    """Return the settings in effect as TOML, keys that are not set as comments, secrets masked."""
+    """Return the settings in effect as TOML, what is not set as comments, secrets masked."""
     blocks = []
     for table in _tables():
         names = settings.kinds if NAME in table else ("",)
         for name in names:
             path = tuple(name if part == NAME else part for part in table)
+            section = _value(settings, path)
+            if section is None:
+                blocks.append(f"# [{dotted(path)}] is not set")
+                continue
             lines = [
-                _line(entry, _value(settings, (*path, entry.path[-1])))
+                _line(entry, _value(section, entry.path[-1:]))
                 for entry in entries()
                 if entry.path[:-1] == table
             ]
@@ -106,8 +110,8 @@ def _line(entry: Entry, value: Any) -> str:  # noqa: ANN401 - of the entry's typ
     return f"{name} = {json.dumps(entry.form.write(value), ensure_ascii=False)}"
 
 
-def _value(settings: Settings, path: Key) -> Any:  # noqa: ANN401 - any value
-    node: Any = settings
+def _value(table: BaseModel, path: Key) -> Any:  # noqa: ANN401 - any value
+    node: Any = table
     for name in path:
         node = node[name] if isinstance(node, dict) else getattr(node, _attribute(node, name))
     return node

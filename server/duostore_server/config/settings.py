@@ -5,8 +5,9 @@ Defaults, validation, environment names, the reference and the JSON Schema deriv
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from duostore_server.config.document_schema import (
@@ -16,6 +17,7 @@ from duostore_server.config.values import (
     Dsn,
     Duration,
     File,
+    History,
     HostPort,
     KindName,
     Namespace,
@@ -46,8 +48,16 @@ def _duration(default: str, meaning: str, low: str, high: str) -> Any:  # noqa: 
     )
 
 
+def _between(low: str, high: str) -> tuple[Ge, Le]:
+    return Ge(parse_duration(low)), Le(parse_duration(high))
+
+
 def _size(default: str | int, meaning: str, low: str | int, high: str | int) -> Any:  # noqa: ANN401 - as _key
     return Field(default=default, description=meaning, ge=parse_size(low), le=parse_size(high))
+
+
+def _cache_ttl(kind: dict[str, Any]) -> Any:  # noqa: ANN401 - read as if it stood in the file
+    return "5s" if kind.get("home") == "dynamodb" else "60s"
 
 
 class Section(BaseModel):
@@ -68,7 +78,10 @@ class Tls(Section):
     certificate: File | None = _key(None, "The server's certificate chain, PEM.")
     key: File | None = _key(None, "The private key of the certificate, PEM.")
     client_ca: File | None = _key(
-        None, "Who signs the certificates of clients, PEM. If set, clients must present one."
+        None,
+        "Who signs the certificates of clients, PEM. If set, clients must present one, and its "
+        "common name is the caller in the log and in the audit, in place of what they say in the "
+        "metadata `x-caller`.",
     )
 
 
@@ -247,15 +260,65 @@ class Logging(Section):
     )
 
 
+class Consolidator(Section):
+    """``[consolidator]``."""
+
+    batch: int = _key(100, "Drafts that are taken up at a time.", 1, 1000)
+    poll: Duration = _duration(
+        "1s", "How often it looks for drafts when none were due.", "10ms", "1m"
+    )
+
+
+class Idempotency(Section):
+    """``[idempotency]``."""
+
+    keep: Duration = _duration(
+        "24h", "How long a repetition is known for one; some are for a little longer.", "1m", "30d"
+    )
+
+
+class Snapshots(Section):
+    """``[kinds.NAME.snapshots]``."""
+
+    consolidate_every: Duration = _duration(
+        "30s", "How long the newest snapshot may wait to be brought to Aurora.", "1s", "24h"
+    )
+    keep: History = _duration(
+        "7d",
+        "How long a snapshot that is not the newest is kept, from when Aurora has it or a newer "
+        "one: `0s`, which keeps none, or `1m` and more.",
+        "0s",
+        "3650d",
+    )
+
+
 class Kind(Section):
     """``[kinds.NAME]``."""
 
-    home: Literal["aurora"] = _key("aurora", "The store that is right about this kind.")
-    cache_ttl: Duration = _duration(
-        "60s", "How long an entity is cached: the last bound on what a reader sees.", "1s", "24h"
+    home: Literal["aurora", "dynamodb"] = _key(
+        "aurora",
+        "The store that is right about this kind. `dynamodb` is for temporary, simple data in "
+        "large numbers: Aurora is not asked, Transact takes no such kinds, and a document may not "
+        "pass 400 KB as it is stored, compressed.",
+    )
+    cache_ttl: Annotated[Duration, *_between("1s", "24h")] = Field(
+        default_factory=_cache_ttl,
+        description="How long an entity is cached: the last bound on what a reader sees. If not "
+        'set, `60s`, and `5s` with home = "dynamodb", where readers may see the old value for so '
+        "long if a server dies while it saves.",
     )
     absent_ttl: Duration = _duration(
         "10s", "How long it is remembered that an entity does not exist.", "5s", "30s"
+    )
+    ttl: Annotated[Duration, *_between("1s", "3650d")] | None = _key(
+        None,
+        'How long an entity exists after its last Save, to the second. Needs home = "dynamodb"; '
+        "if not set, until it is deleted.",
+    )
+    consolidate_every: Annotated[Duration, *_between("1s", "24h")] | None = _key(
+        None,
+        "How long a change may wait to be brought to Aurora, as a draft. Needs "
+        'home = "dynamodb"; if not set, none is.',
     )
     projection: Literal["inline", "async"] = _key(
         "inline",
@@ -266,6 +329,11 @@ class Kind(Section):
         None, "A JSON Schema, draft 2020-12, that every document must match.", alias="schema"
     )
     max_bytes: Size = _size("256KiB", "The largest document, as compact JSON in UTF-8.", 16, "4MiB")
+    snapshots: Snapshots | None = _key(
+        None,
+        "Snapshots of the kind, which it keeps if this table is there, be it empty. Needs "
+        'home = "aurora".',
+    )
 
 
 class Settings(Section):
@@ -279,6 +347,15 @@ class Settings(Section):
         default_factory=Projector,
         description="The background process that brings every change to DynamoDB and the cache "
         "which the call that made it did not.",
+    )
+    consolidator: Consolidator = Field(
+        default_factory=Consolidator,
+        description="The background process that brings snapshots from DynamoDB to Aurora, and "
+        "the kinds at home in DynamoDB that say so.",
+    )
+    idempotency: Idempotency = Field(
+        default_factory=Idempotency,
+        description="Calls that are safe to repeat: those with an idempotency key.",
     )
     metrics: Metrics = Field(default_factory=Metrics, description="What is measured.")
     logging: Logging = Field(default_factory=Logging, description="What is logged, to stderr.")

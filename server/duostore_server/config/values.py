@@ -35,6 +35,9 @@ _DURATION: Final = "[0-9]{1,12}(ms|s|m|h|d)"
 _SIZE: Final = "[0-9]{1,12}(B|KiB|MiB|GiB)"
 _ADDRESS: Final = r"(\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:]+):[0-9]{1,5}"
 
+# A shorter history would be swept from under those who page through it.
+_LEAST_HISTORY: Final = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -154,6 +157,12 @@ def _dsn(value: object) -> object:
     return value
 
 
+def _history(seconds: float) -> float:
+    if 0 < seconds < _LEAST_HISTORY:
+        raise ValueError(f"must be 0s, for none, or at least {duration_text(_LEAST_HISTORY)}")
+    return seconds
+
+
 def _kind_name(name: str) -> str:
     for violation in key_violations(EntityKey(tenant="", kind=name, id="-"), "key"):
         raise ValueError(f"the name of the kind {violation.description}")
@@ -175,6 +184,7 @@ Duration: TypeAlias = Annotated[
     WithJsonSchema({"type": "string", "pattern": f"^{_DURATION}$"}),
     Form("duration", duration_text),
 ]
+History: TypeAlias = Annotated[Duration, AfterValidator(_history)]
 Size: TypeAlias = Annotated[
     int,
     BeforeValidator(parse_size),

@@ -137,7 +137,7 @@ class MinVersionNotReachedError(DuostoreError):
         )
 
 
-class SnapshotNotFoundError(DuostoreError):
+class SnapshotNotFoundError(RefusalError):
     """There is no such snapshot. ``sequence`` is 0 if the newest was asked for."""
 
     reason = Reason.SNAPSHOT_NOT_FOUND

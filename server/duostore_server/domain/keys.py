@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 MAX_TENANT_BYTES: Final = 64
 MAX_KIND_BYTES: Final = 64
 MAX_ID_BYTES: Final = 512
+MAX_IDEMPOTENCY_KEY_BYTES: Final = 128
 
 # C0 and C1 control characters and DEL. They name nothing that a person could
 # read or type, and NUL cannot be stored by PostgreSQL at all.
@@ -45,6 +46,11 @@ def key_violations(key: EntityKey, field: str) -> Iterator[FieldViolation]:
     yield from _part(key.tenant, f"{field}.tenant", MAX_TENANT_BYTES, empty_ok=True, hash_ok=False)
     yield from _part(key.kind, f"{field}.kind", MAX_KIND_BYTES, empty_ok=False, hash_ok=False)
     yield from _part(key.id, f"{field}.id", MAX_ID_BYTES, empty_ok=False, hash_ok=True)
+
+
+def idempotency_key_violations(text: str, field: str) -> Iterator[FieldViolation]:
+    """Yield all that is wrong with an idempotency key; none is needed."""
+    yield from _part(text, field, MAX_IDEMPOTENCY_KEY_BYTES, empty_ok=True, hash_ok=True)
 
 
 def _part(

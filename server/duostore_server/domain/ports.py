@@ -182,7 +182,7 @@ class Snapshots(Protocol):
         """Return up to ``limit`` snapshots, newest first, whose sequence is below ``before``.
 
         From the newest if ``before`` is None. Strongly consistent; expired ones are left
-        out. May return fewer, or none, though there are more.
+        out. May return fewer though there are more; none only if there are none.
         """
         ...
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import grpc
 import structlog
@@ -20,11 +21,12 @@ from duostore_server.domain.errors import (
     InvalidRequestError,
     WriteOutcomeUnknownError,
 )
+from duostore_server.domain.transactions import Origin
 from duostore_server.rpc.status import status_of
 from duostore_server.telemetry.causes import cause_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
@@ -32,15 +34,32 @@ if TYPE_CHECKING:
 
 _CENTURY_SECONDS: Final = 100 * 365 * 24 * 3600.0
 _REQUEST_ID: Final = "x-request-id"
-_ACCEPTABLE_ID: Final = re.compile(r"[\w.:/=+-]{1,128}", re.ASCII)
+_CALLER: Final = "x-caller"
+# What callers may say of themselves.
+_ACCEPTABLE: Final = {
+    _REQUEST_ID: re.compile(r"[\w.:/=+-]{1,128}", re.ASCII),
+    _CALLER: re.compile(r"[\w.:/=+@-]{1,128}", re.ASCII),
+}
+# gRPC lists these of a peer that has shown a certificate, which TLS has verified by then.
+_CERTIFICATE: Final = "x509_pem_cert"
+_COMMON_NAME: Final = "x509_common_name"
+_MAX_COMMON_NAME: Final = 128
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What an RPC has to know of the call beside its request."""
+
+    deadline: Deadline
+    origin: Origin
 
 
 class Body(Protocol):
     """An RPC without its surroundings."""
 
-    def __call__(self, request: Message, deadline: Deadline, /) -> Message | bytes:
+    def __call__(self, request: Message, call: Call, /) -> Message | bytes:
         """Answer with a message, or with one that is serialized already."""
         ...
 
@@ -48,8 +67,8 @@ class Body(Protocol):
 class CallChain:
     """Wraps the bodies of RPCs.
 
-    From the outside in: name the request, measure, answer errors by a status, parse,
-    bound by a deadline. All of it runs on the handler's own thread; gRPC's
+    From the outside in: name the request and who makes it, measure, answer errors by a
+    status, parse, bound by a deadline. All of it runs on the handler's own thread; gRPC's
     interceptors and deserializers would run on the one thread that polls.
     """
 
@@ -80,17 +99,17 @@ class CallChain:
         name = method.name
 
         def handle(raw: bytes, context: grpc.ServicerContext) -> bytes:
-            request_id = _request_id(context)
-            with structlog.contextvars.bound_contextvars(request_id=request_id, method=name):
+            origin = _origin(context)
+            with structlog.contextvars.bound_contextvars(method=name, **_told(origin)):
                 began = time.perf_counter()
                 in_flight.inc()
                 code = grpc.StatusCode.OK
                 try:
                     request = _parsed(request_class, raw)
-                    answer = body(request, self._deadline(context))
+                    answer = body(request, Call(self._deadline(context), origin))
                     return answer if isinstance(answer, bytes) else answer.SerializeToString()
                 except Exception as error:  # noqa: BLE001 - the edge: all become a status
-                    code, status = status_of(error, request_id)
+                    code, status = status_of(error, origin.request_id)
                     _tell(error, code)
                 finally:
                     in_flight.dec()
@@ -117,11 +136,29 @@ def _parsed(request_class: type[Message], raw: bytes) -> Message:
         ) from error
 
 
-def _request_id(context: grpc.ServicerContext) -> str:
-    for name, value in context.invocation_metadata():
-        if name == _REQUEST_ID and isinstance(value, str) and _ACCEPTABLE_ID.fullmatch(value):
-            return value
-    return uuid.uuid4().hex
+def _origin(context: grpc.ServicerContext) -> Origin:
+    """Return who calls: by the certificate if there is one, else as the caller says."""
+    said = {
+        name: value
+        for name, value in context.invocation_metadata()
+        if name in _ACCEPTABLE and isinstance(value, str) and _ACCEPTABLE[name].fullmatch(value)
+    }
+    # Said by the types to hold bytes, and holds lists of them.
+    peer = cast("Mapping[str, Sequence[bytes]]", context.auth_context())
+    caller = _common_name(peer) if _CERTIFICATE in peer else said.get(_CALLER, "")
+    return Origin(caller, said.get(_REQUEST_ID) or uuid.uuid4().hex)
+
+
+def _common_name(peer: Mapping[str, Sequence[bytes]]) -> str:
+    """Return the common name of a certificate, fit to be stored; empty if it has none."""
+    text = next(iter(peer.get(_COMMON_NAME, ())), b"").decode(errors="replace")
+    return "".join(c if c.isprintable() else "?" for c in text)[:_MAX_COMMON_NAME]
+
+
+def _told(origin: Origin) -> dict[str, str]:
+    """Return what every line of the log says of a call."""
+    named = {"caller": origin.caller} if origin.caller else {}
+    return {"request_id": origin.request_id, **named}
 
 
 def _tell(error: Exception, code: grpc.StatusCode) -> None:

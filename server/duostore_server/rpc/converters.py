@@ -1,40 +1,35 @@
-"""Between messages and the values of the domain."""
+"""Messages of callers as values of the domain."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
-from duostore.v1 import data_access_pb2, entity_pb2
-from duostore_server.access.checks import batch_size_violation
+from duostore.v1 import data_access_pb2
+from duostore_server.access.checks import batch_size_violation, mutations_violation
 from duostore_server.codec import plain
 from duostore_server.domain.documents import most_struct_bytes
-from duostore_server.domain.entities import IfAbsent, IfVersion
-from duostore_server.domain.errors import (
-    AnswerTooLargeError,
-    FieldViolation,
-    InvalidRequestError,
-    Store,
-)
+from duostore_server.domain.errors import FieldViolation, InvalidRequestError
 from duostore_server.domain.keys import EntityKey
+from duostore_server.domain.transactions import (
+    Check,
+    Delete,
+    FromSnapshot,
+    IfAbsent,
+    IfVersion,
+    Save,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator
 
+    from duostore.v1 import entity_pb2
     from duostore_server.domain.documents import JsonObject
-    from duostore_server.domain.entities import Reading, Saved
     from duostore_server.domain.policies import Policies
+    from duostore_server.domain.transactions import Precondition, Request
 
-_Written = TypeVar("_Written", data_access_pb2.SaveResponse, data_access_pb2.DeleteResponse)
-
-_STORES: Final = {
-    Store.CACHE: entity_pb2.STORE_CACHE,
-    Store.DYNAMODB: entity_pb2.STORE_DYNAMODB,
-    Store.AURORA: entity_pb2.STORE_AURORA,
-}
-_SLOWEST_FIRST: Final = (Store.AURORA, Store.DYNAMODB, Store.CACHE)
-
-# Field 1 (entity, or entities) with a length before it: both responses begin so.
-_ENTITY_TAG: Final = b"\x0a"
+_Save: TypeAlias = data_access_pb2.SaveRequest | data_access_pb2.SaveMutation
+_Delete: TypeAlias = data_access_pb2.DeleteRequest | data_access_pb2.DeleteMutation
+_WithData: TypeAlias = _Save | data_access_pb2.SnapshotRequest
 
 
 def key_of(message: entity_pb2.EntityKey) -> EntityKey:
@@ -49,124 +44,108 @@ def keys_of(request: data_access_pb2.BatchGetRequest) -> list[EntityKey]:
     return [key_of(key) for key in request.keys]
 
 
-def message_of(key: EntityKey) -> entity_pb2.EntityKey:
-    """Return the message that names a key."""
-    return entity_pb2.EntityKey(tenant=key.tenant, kind=key.kind, id=key.id)
+def save_of(request: data_access_pb2.SaveRequest, policies: Policies) -> Save:
+    """Return what a Save asks for, the numbers of its document as floats.
 
-
-def content_of(request: data_access_pb2.SaveRequest, policies: Policies) -> JsonObject | None:
-    """Return the document of a Save, numbers as floats; None if there is none.
-
-    One that certainly is too large for its kind is refused before it is converted, which
-    takes seconds for some requests of a few MiB. That of a kind which is not configured,
-    and will be refused for that, is not looked at.
+    A document that certainly is too large for its kind is refused before it is converted,
+    which takes seconds for some requests of a few MiB. That of a kind which is not
+    configured, and will be refused for that, is not looked at.
     """
-    if not request.HasField("data"):
+    _refuse(_save_violations(request, policies, ""))
+    return _save(request, policies)
+
+
+def delete_of(message: _Delete) -> Delete:
+    """Return what a Delete asks for."""
+    precondition = IfVersion(message.if_version) if message.HasField("if_version") else None
+    return Delete(key_of(message.key), precondition)
+
+
+def requests_of(request: data_access_pb2.TransactRequest, policies: Policies) -> list[Request]:
+    """Return what a Transact asks for.
+
+    Refused before any document is converted if the mutations are too many, do nothing, or
+    hold what Save would refuse unseen.
+    """
+    if (violation := mutations_violation(len(request.mutations))) is not None:
+        raise InvalidRequestError([violation])
+    _refuse(
+        violation
+        for index, mutation in enumerate(request.mutations)
+        for violation in _mutation_violations(mutation, policies, f"mutations[{index}]")
+    )
+    return [_request(mutation, policies) for mutation in request.mutations]
+
+
+def document_of(request: data_access_pb2.SnapshotRequest, policies: Policies) -> JsonObject | None:
+    """Return the document of a snapshot, as ``save_of`` does; None if there is none."""
+    _refuse(_size_violations(request, policies, ""))
+    return _document(request, policies)
+
+
+def _request(mutation: data_access_pb2.Mutation, policies: Policies) -> Request:
+    match mutation.WhichOneof("mutation"):
+        case "save":
+            return _save(mutation.save, policies)
+        case "delete":
+            return delete_of(mutation.delete)
+        case _:
+            return Check(key_of(mutation.check.key), mutation.check.if_version)
+
+
+def _save(message: _Save, policies: Policies) -> Save:
+    return Save(key_of(message.key), _content(message, policies), _precondition(message))
+
+
+def _content(message: _Save, policies: Policies) -> JsonObject | FromSnapshot | None:
+    if message.HasField("from_snapshot"):
+        return FromSnapshot(message.from_snapshot)
+    return _document(message, policies)
+
+
+def _document(message: _WithData, policies: Policies) -> JsonObject | None:
+    if not message.HasField("data"):
         return None
-    policy = policies.find(key_of(request.key))
-    if policy is None:
-        return {}
-    if request.data.ByteSize() > most_struct_bytes(policy.max_bytes):
-        raise InvalidRequestError(
-            [
-                FieldViolation(
-                    "data",
-                    f"has more bytes as compact JSON than its kind allows, {policy.max_bytes}",
-                )
-            ]
-        )
-    return plain(request.data)
+    return plain(message.data) if policies.find(key_of(message.key)) else {}
 
 
-def precondition_of(request: data_access_pb2.SaveRequest) -> IfVersion | IfAbsent | None:
-    """Return what a Save requires."""
-    match request.WhichOneof("precondition"):
+def _precondition(message: _Save) -> Precondition:
+    match message.WhichOneof("precondition"):
         case "if_version":
-            return IfVersion(request.if_version)
+            return IfVersion(message.if_version)
         case "if_absent":
-            if not request.if_absent:
-                raise InvalidRequestError([FieldViolation("if_absent", "must be true if set")])
             return IfAbsent()
         case _:
             return None
 
 
-def delete_precondition_of(request: data_access_pb2.DeleteRequest) -> IfVersion | None:
-    """Return what a Delete requires."""
-    if request.WhichOneof("precondition") is None:
-        return None
-    return IfVersion(request.if_version)
+def _mutation_violations(
+    mutation: data_access_pb2.Mutation, policies: Policies, at: str
+) -> Iterator[FieldViolation]:
+    match mutation.WhichOneof("mutation"):
+        case "save":
+            yield from _save_violations(mutation.save, policies, f"{at}.save.")
+        case None:
+            yield FieldViolation(at, "must have one of save, delete and check")
 
 
-def get_response(reading: Reading) -> bytes:
-    """Return the serialized GetResponse: the stored bytes as they are, then the receipt."""
-    tail = data_access_pb2.GetResponse(receipt=_receipt((reading,)))
-    payload = reading.payload or b""
-    return b"".join((_entity_header(payload), payload, tail.SerializeToString()))
+def _save_violations(message: _Save, policies: Policies, at: str) -> Iterator[FieldViolation]:
+    yield from _size_violations(message, policies, at)
+    if message.HasField("if_absent") and not message.if_absent:
+        yield FieldViolation(f"{at}if_absent", "must be true if set")
 
 
-def batch_get_response(
-    keys: Sequence[EntityKey], readings: Mapping[EntityKey, Reading], *, max_bytes: int
-) -> bytes:
-    """Return the serialized BatchGetResponse: stored bytes in the order of the request.
-
-    Raises ``AnswerTooLargeError``, before anything is copied, if it has more than ``max_bytes``.
-    """
-    tail = data_access_pb2.BatchGetResponse(
-        missing=[message_of(key) for key in keys if readings[key].payload is None],
-        receipt=_receipt(tuple(readings.values())),
-    )
-    parts: list[bytes] = []
-    for key in keys:
-        if (payload := readings[key].payload) is not None:
-            parts += (_entity_header(payload), payload)
-    parts.append(tail.SerializeToString())
-    size = sum(map(len, parts))
-    if size > max_bytes:
-        raise AnswerTooLargeError(size, max_bytes)
-    return b"".join(parts)
+def _size_violations(message: _WithData, policies: Policies, at: str) -> Iterator[FieldViolation]:
+    policy = policies.find(key_of(message.key))
+    if policy is None or not message.HasField("data"):
+        return
+    if message.data.ByteSize() > most_struct_bytes(policy.max_bytes):
+        yield FieldViolation(
+            f"{at}data",
+            f"has more bytes as compact JSON than its kind allows, {policy.max_bytes}",
+        )
 
 
-def save_response(saved: Saved) -> data_access_pb2.SaveResponse:
-    """Return the answer to a Save."""
-    return _written(data_access_pb2.SaveResponse, saved)
-
-
-def delete_response(saved: Saved) -> data_access_pb2.DeleteResponse:
-    """Return the answer to a Delete."""
-    return _written(data_access_pb2.DeleteResponse, saved)
-
-
-def _written(kind: type[_Written], saved: Saved) -> _Written:
-    response = kind(
-        key=message_of(saved.entity.key),
-        version=saved.entity.version,
-        projection=(
-            entity_pb2.PROJECTION_DONE if saved.projected else entity_pb2.PROJECTION_PENDING
-        ),
-    )
-    response.update_time.FromDatetime(saved.entity.update_time)
-    return response
-
-
-def _receipt(readings: Sequence[Reading]) -> entity_pb2.Receipt:
-    asked = {reading.served_from for reading in readings}
-    slowest = next(store for store in _SLOWEST_FIRST if store in asked)
-    receipt = entity_pb2.Receipt(served_from=_STORES[slowest])
-    if slowest is Store.CACHE:
-        oldest = min(r.cached_time for r in readings if r.cached_time is not None)
-        receipt.cached_time.FromDatetime(oldest)
-    return receipt
-
-
-def _entity_header(payload: bytes) -> bytes:
-    return _ENTITY_TAG + _varint(len(payload))
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+def _refuse(violations: Iterable[FieldViolation]) -> None:
+    if listed := [*violations]:
+        raise InvalidRequestError(listed)

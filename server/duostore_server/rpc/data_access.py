@@ -4,57 +4,98 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from duostore_server.rpc import converters as to
+from duostore_server.rpc import answers, converters
 
 if TYPE_CHECKING:
-    from duostore.v1 import data_access_pb2
+    from duostore.v1 import data_access_pb2 as pb
+    from duostore_server.access.drafting import Drafting
     from duostore_server.access.reading import Reader
     from duostore_server.access.writing import Writer
-    from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.policies import Policies
+    from duostore_server.rpc.chain import Call
 
 
 class DataAccess:
     """One method for each RPC, by its name; errors are mapped by the call chain."""
 
     def __init__(
-        self, reader: Reader, writer: Writer, policies: Policies, *, max_answer_bytes: int
+        self,
+        reader: Reader,
+        writer: Writer,
+        drafting: Drafting,
+        policies: Policies,
+        *,
+        max_answer_bytes: int,
     ) -> None:
         """``max_answer_bytes`` bounds the answer to a BatchGet."""
         self._reader = reader
         self._writer = writer
+        self._drafting = drafting
         self._policies = policies
         self._max_answer_bytes = max_answer_bytes
 
-    def Get(self, request: data_access_pb2.GetRequest, deadline: Deadline) -> bytes:
+    def Get(self, request: pb.GetRequest, call: Call) -> bytes:
         reading = self._reader.get(
-            to.key_of(request.key),
-            deadline,
+            converters.key_of(request.key),
+            call.deadline,
             min_version=request.min_version,
             strong=request.strong,
         )
-        return to.get_response(reading)
+        return answers.get_response(reading)
 
-    def BatchGet(self, request: data_access_pb2.BatchGetRequest, deadline: Deadline) -> bytes:
-        keys = to.keys_of(request)
-        readings = self._reader.batch_get(keys, deadline)
-        return to.batch_get_response(keys, readings, max_bytes=self._max_answer_bytes)
+    def BatchGet(self, request: pb.BatchGetRequest, call: Call) -> bytes:
+        keys = converters.keys_of(request)
+        readings = self._reader.batch_get(keys, call.deadline)
+        return answers.batch_get_response(keys, readings, max_bytes=self._max_answer_bytes)
 
-    def Save(
-        self, request: data_access_pb2.SaveRequest, deadline: Deadline
-    ) -> data_access_pb2.SaveResponse:
-        saved = self._writer.save(
-            to.key_of(request.key),
-            to.content_of(request, self._policies),
-            to.precondition_of(request),
-            deadline,
+    def Save(self, request: pb.SaveRequest, call: Call) -> pb.SaveResponse:
+        save = converters.save_of(request, self._policies)
+        outcome = self._writer.save(
+            save.key,
+            save.content,
+            save.precondition,
+            call.deadline,
+            origin=call.origin,
+            idempotency_key=request.idempotency_key,
         )
-        return to.save_response(saved)
+        return answers.save_response(save.key, outcome)
 
-    def Delete(
-        self, request: data_access_pb2.DeleteRequest, deadline: Deadline
-    ) -> data_access_pb2.DeleteResponse:
-        saved = self._writer.delete(
-            to.key_of(request.key), to.delete_precondition_of(request), deadline
+    def Delete(self, request: pb.DeleteRequest, call: Call) -> pb.DeleteResponse:
+        delete = converters.delete_of(request)
+        outcome = self._writer.delete(
+            delete.key,
+            delete.precondition,
+            call.deadline,
+            origin=call.origin,
+            idempotency_key=request.idempotency_key,
         )
-        return to.delete_response(saved)
+        return answers.delete_response(delete.key, outcome)
+
+    def Transact(self, request: pb.TransactRequest, call: Call) -> pb.TransactResponse:
+        requests = converters.requests_of(request, self._policies)
+        outcome = self._writer.transact(
+            requests,
+            call.deadline,
+            origin=call.origin,
+            idempotency_key=request.idempotency_key,
+        )
+        return answers.transact_response(requests, outcome)
+
+    def Snapshot(self, request: pb.SnapshotRequest, call: Call) -> pb.SnapshotResponse:
+        appended = self._drafting.snapshot(
+            converters.key_of(request.key),
+            converters.document_of(request, self._policies),
+            call.deadline,
+            idempotency_key=request.idempotency_key,
+        )
+        return answers.snapshot_response(appended)
+
+    def GetSnapshot(self, request: pb.GetSnapshotRequest, call: Call) -> bytes:
+        key = converters.key_of(request.key)
+        payload = self._drafting.get(key, request.sequence, call.deadline)
+        return answers.get_snapshot_response(payload)
+
+    def ListSnapshots(self, request: pb.ListSnapshotsRequest, call: Call) -> bytes:
+        key = converters.key_of(request.key)
+        page = self._drafting.list(key, request.page_size, request.page_token, call.deadline)
+        return answers.list_snapshots_response(page)

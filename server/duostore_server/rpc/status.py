@@ -11,16 +11,20 @@ from grpc_status import rpc_status
 
 from duostore_server.domain.errors import (
     DuostoreError,
+    DuplicateInProgressError,
+    FieldViolation,
+    IdempotencyKeyReusedError,
     InvalidRequestError,
     MinVersionNotReachedError,
     Reason,
+    RefusalError,
     StoreOverloadedError,
     StoreUnavailableError,
     VersionMismatchError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from google.protobuf.message import Message
 
@@ -40,6 +44,10 @@ CODES: Final[Mapping[Reason, grpc.StatusCode]] = {
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
     # Not RESOURCE_EXHAUSTED, which is answered by trying again.
     Reason.ANSWER_TOO_LARGE: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.SNAPSHOT_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.IDEMPOTENCY_KEY_REUSED: grpc.StatusCode.INVALID_ARGUMENT,
+    # As a mismatch is: the transaction may be tried again, from its beginning.
+    Reason.DUPLICATE_IN_PROGRESS: grpc.StatusCode.ABORTED,
 }
 
 # A status travels in the trailers, of which clients take 8 KiB by default: what is larger
@@ -89,36 +97,47 @@ def _status(
 
 
 def _details(error: Exception) -> Iterator[Message]:
-    if isinstance(error, InvalidRequestError):
-        yield _bad_request(error)
-    elif isinstance(error, StoreUnavailableError | StoreOverloadedError):
-        yield _retry()
-    elif isinstance(error, VersionMismatchError | MinVersionNotReachedError):
-        yield error_details_pb2.PreconditionFailure(
-            violations=[
-                error_details_pb2.PreconditionFailure.Violation(
-                    type=error.reason.value,
-                    subject="key",
-                    description=_bounded(str(error), _MAX_DESCRIPTION),
-                )
-            ]
-        )
+    match error:
+        case InvalidRequestError():
+            yield _bad_request(error.violations)
+        case IdempotencyKeyReusedError():
+            field = "idempotency_key"
+            text = str(error).removeprefix(f"{field}: ")
+            yield _bad_request((FieldViolation(field, text),))
+        case StoreUnavailableError() | StoreOverloadedError() | DuplicateInProgressError():
+            yield _retry()
+        case RefusalError(mutation=int(index)):
+            yield _precondition_failure(error, f"mutations[{index}]")
+        case VersionMismatchError() | MinVersionNotReachedError():
+            yield _precondition_failure(error, "key")
+
+
+def _precondition_failure(
+    error: DuostoreError, subject: str
+) -> error_details_pb2.PreconditionFailure:
+    failure = error_details_pb2.PreconditionFailure()
+    failure.violations.add(
+        type=error.reason.value,
+        subject=subject,
+        description=_bounded(str(error), _MAX_DESCRIPTION),
+    )
+    return failure
 
 
 def _retry() -> error_details_pb2.RetryInfo:
     return error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=_RETRY_SECONDS))
 
 
-def _bad_request(error: InvalidRequestError) -> error_details_pb2.BadRequest:
+def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
     """Return the violations, as many as there is room for, and how many there are besides."""
     bad = error_details_pb2.BadRequest()
-    for count, violation in enumerate(error.violations):
+    for count, violation in enumerate(violations):
         bad.field_violations.add(
             field=_bounded(violation.field, _MAX_FIELD),
             description=_bounded(violation.description, _MAX_DESCRIPTION),
         )
         if bad.ByteSize() > _MAX_BAD_REQUEST:
-            left = len(error.violations) - count
+            left = len(violations) - count
             bad.field_violations[-1].Clear()
             bad.field_violations[-1].description = f"and {left} more violations"
             break

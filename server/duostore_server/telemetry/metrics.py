@@ -86,6 +86,11 @@ class Metrics:
             multiprocess_mode="mostrecent",
             registry=registry,
         )
+        self.heads_consolidated = Counter(
+            "duostore_heads_consolidated_total",
+            "Heads whose newest content was brought from DynamoDB to Aurora.",
+            registry=registry,
+        )
         self.background_rounds = Counter(
             "duostore_background_rounds_total",
             "Rounds of background work by outcome: ok, error.",
@@ -116,6 +121,10 @@ class Metrics:
         """Show how much waits to be projected."""
         self.outbox_depth.set(backlog.depth)
         self.projection_lag_seconds.set(backlog.oldest_seconds)
+
+    def consolidated(self, heads: int) -> None:
+        """Count heads that were brought to Aurora."""
+        self.heads_consolidated.inc(heads)
 
     def succeeded(self, name: str) -> None:
         """Count a round of background work that was done."""

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from duostore_server.domain.deadline import Deadline
-    from duostore_server.domain.entities import Change, Entity, Written
+    from duostore_server.domain.entities import Entity
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.ports import Authority
+    from duostore_server.domain.transactions import Committed, Transaction
     from duostore_server.telemetry.metrics import Metrics
 
 
@@ -32,6 +33,6 @@ class ObservedAuthority:
                 call.outcome = "miss"
             return found
 
-    def write(self, change: Change, deadline: Deadline) -> Written:
+    def write(self, transaction: Transaction, deadline: Deadline) -> Committed:
         with self._write():
-            return self._delegate.write(change, deadline)
+            return self._delegate.write(transaction, deadline)

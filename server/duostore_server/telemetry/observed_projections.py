@@ -24,6 +24,7 @@ class ObservedProjections:
         self._delegate = delegate
         self._read = StoreCalls(metrics, Store.DYNAMODB, "read")
         self._put = StoreCalls(metrics, Store.DYNAMODB, "put")
+        self._put_all = StoreCalls(metrics, Store.DYNAMODB, "put_all")
 
     def read(
         self, keys: Collection[EntityKey], deadline: Deadline
@@ -38,5 +39,14 @@ class ObservedProjections:
         with self._put() as call:
             held = self._delegate.put(key, projection, deadline)
             if held.version != projection.version:
+                call.outcome = "conflict"
+            return held
+
+    def put_all(
+        self, projections: Mapping[EntityKey, Projection], deadline: Deadline
+    ) -> Mapping[EntityKey, Projection]:
+        with self._put_all() as call:
+            held = self._delegate.put_all(projections, deadline)
+            if any(held[key].version != put.version for key, put in projections.items()):
                 call.outcome = "conflict"
             return held

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Final, Self
 
 from duostore_server.domain.errors import (
     DeadlineExceededError,
+    DuplicateInProgressError,
     EntityExistsError,
     EntityNotFoundError,
+    IdempotencyKeyReusedError,
     StoreOverloadedError,
     StoreTimeoutError,
     StoreUnavailableError,
@@ -31,6 +33,8 @@ _OUTCOMES: Final = (
     (DeadlineExceededError, "deadline"),
     (VersionMismatchError, "conflict"),
     (EntityExistsError, "conflict"),
+    (DuplicateInProgressError, "conflict"),
+    (IdempotencyKeyReusedError, "conflict"),
     (EntityNotFoundError, "miss"),
 )
 

@@ -93,4 +93,4 @@ class Projector:
         except (StoreError, DeadlineExceededError):
             return False
         # Rows of `entity` are never removed, unless somebody did it by hand.
-        return entity is None or self._propagation.propagate(entity, deadline)
+        return entity is None or self._propagation.propagate((entity,), deadline)

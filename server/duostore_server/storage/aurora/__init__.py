@@ -1,1 +1,1 @@
-"""The authority on Aurora PostgreSQL: entities and the outbox of their changes."""
+"""Aurora PostgreSQL: the authority, the outbox of its changes, and the drafts."""

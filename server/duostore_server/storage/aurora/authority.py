@@ -2,202 +2,199 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import UTC
 from typing import TYPE_CHECKING, Final
 
-from psycopg.types.numeric import Int8
-
-from duostore_server.domain.documents import compact_json
-from duostore_server.domain.entities import Entity, IfAbsent, IfVersion, Written
 from duostore_server.domain.errors import (
-    EntityExistsError,
-    EntityNotFoundError,
+    DuostoreError,
+    IdempotencyKeyReusedError,
     Store,
     StoreOverloadedError,
-    StoreUnavailableError,
-    VersionMismatchError,
+    WriteOutcomeUnknownError,
 )
+from duostore_server.domain.transactions import Applied, Change, Committed
+from duostore_server.storage.aurora.idempotency import (
+    AuroraIdempotency,
+    KeyTakenError,
+    contending_for_key,
+    remembering,
+)
+from duostore_server.storage.aurora.mutations import (
+    entity_of,
+    refusal_of,
+    statement_of,
+    written_of,
+)
+from duostore_server.storage.aurora.statements import READ_MANY, READ_ONE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-    from datetime import datetime
 
     from psycopg.rows import TupleRow
 
     from duostore_server.domain.deadline import Deadline
-    from duostore_server.domain.documents import JsonObject
-    from duostore_server.domain.entities import Change
-    from duostore_server.domain.errors import DuostoreError
+    from duostore_server.domain.entities import Entity
+    from duostore_server.domain.errors import RefusalError
     from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.transactions import (
+        Idempotency,
+        Mutation,
+        Transaction,
+        Written,
+    )
     from duostore_server.storage.aurora.pool import AuroraPool
+    from duostore_server.storage.aurora.trips import Rows, Statement
 
 # How often a write is tried whose precondition did not hold when it ran and does when
 # its refusal is looked into.
 _ATTEMPTS: Final = 3
 
-# Each statement commits the entity and its outbox row together, in one round trip. The
-# entity's row lock comes first, so that writers of a key queue up there and an outbox id
-# is taken in the order of versions. Times are taken after the lock was waited for. The
-# outbox goes by the clock, not by update_time, which is ahead of it after a clock was
-# set back.
-#
-# A row that is already in the outbox gets a new id, so that who completes an older one
-# takes nothing away, and keeps its earlier due_time: with the later one, a key that is
-# saved again and again would never fall due, however long its projections fail.
 
-# Ends both statements, whose first part is named `written`.
-_QUEUED: Final = """
-), queued AS (
-    INSERT INTO duostore.outbox AS o (tenant, kind, entity_id, due_time, create_time)
-    SELECT %(tenant)s, %(kind)s, %(id)s, t + %(due_after)s, t
-    FROM written, clock_timestamp() AS t
-    ON CONFLICT (tenant, kind, entity_id) DO UPDATE SET
-        id = DEFAULT,
-        due_time = least(o.due_time, excluded.due_time)
-    RETURNING id
-)
-SELECT version, create_time, update_time, id FROM written, queued
-"""
-
-_UPSERT: Final = (
-    """
-WITH written AS (
-    INSERT INTO duostore.entity AS e
-        (tenant, kind, id, version, data, deleted, create_time, update_time)
-    SELECT %(tenant)s, %(kind)s, %(id)s, 1, %(data)s::jsonb, false, t, t
-    FROM clock_timestamp() AS t
-    ON CONFLICT (tenant, kind, id) DO UPDATE SET
-        version = e.version + 1,
-        data = excluded.data,
-        deleted = false,
-        (create_time, update_time) = (
-            SELECT CASE WHEN e.deleted THEN t ELSE e.create_time END, t
-            FROM greatest(clock_timestamp(), e.update_time) AS t
-        )
-    WHERE e.deleted OR NOT %(if_absent)s
-    RETURNING version, create_time, update_time
-"""  # noqa: S608 - both parts are ours
-    + _QUEUED
-)
-
-_UPDATE: Final = (
-    """
-WITH written AS (
-    UPDATE duostore.entity AS e SET
-        version = e.version + 1,
-        data = new.data,
-        deleted = new.data IS NULL,
-        update_time = greatest(clock_timestamp(), e.update_time)
-    FROM (SELECT %(data)s::jsonb) AS new (data)
-    WHERE e.tenant = %(tenant)s AND e.kind = %(kind)s AND e.id = %(id)s
-        AND NOT e.deleted
-        AND (%(if_version)s::bigint IS NULL OR e.version = %(if_version)s)
-    RETURNING e.version, e.create_time, e.update_time
-"""
-    + _QUEUED
-)
-
-# Both readings answer a row for each key, so that they can tell with it whether the server
-# is a writer: a connection to one that was demoted goes on answering, from the past.
-
-_READ_ONE: Final = """
-SELECT 1, current_setting('transaction_read_only'), version, data, create_time, update_time
-FROM (VALUES (1)) AS one
-LEFT JOIN duostore.entity ON tenant = %s AND kind = %s AND id = %s
-"""
-
-_READ_MANY: Final = """
-SELECT n, current_setting('transaction_read_only'), version, data, create_time, update_time
-FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS k (tenant, kind, id, n)
-LEFT JOIN duostore.entity USING (tenant, kind, id)
-"""
+class _RefusedError(Exception):
+    """Rolls a transaction back that has a mutation which cannot be applied."""
 
 
 class AuroraAuthority:
-    """``ports.Authority`` on PostgreSQL: each method is one statement."""
+    """``ports.Authority`` on PostgreSQL.
+
+    A write of one change is one statement; several mutations are a transaction of two
+    round trips. They take their locks in the order of their keys, as every transaction
+    does, so that none waits for another in a circle.
+    """
 
     def __init__(self, pool: AuroraPool) -> None:
         self._pool = pool
+        self._keys = AuroraIdempotency(pool)
 
     def read(self, keys: Collection[EntityKey], deadline: Deadline) -> Mapping[EntityKey, Entity]:
         ordered = list(keys)
         if not ordered:
             return {}
-        rows = self._rows(ordered, deadline)
-        if rows[0][1] != "off":
-            self._pool.renew()
-            raise StoreUnavailableError(Store.AURORA)
         found: dict[EntityKey, Entity] = {}
-        for n, _, version, data, create_time, update_time in rows:
+        for _, n, version, data, create_time, update_time in self._rows(ordered, deadline):
             if version is not None:
                 key = ordered[n - 1]
-                found[key] = _entity(key, version, data, create_time, update_time)
+                found[key] = entity_of(key, version, data, create_time, update_time)
         return found
 
-    def write(self, change: Change, deadline: Deadline) -> Written:
+    def write(self, transaction: Transaction, deadline: Deadline) -> Committed:
+        """Keep the promise of the port.
+
+        With an idempotency key, a write whose answer was lost is tried once more before
+        that is said. If the first try was applied after all, the answer is ``replayed``.
+        If the second is refused, that is no answer: the first may still be under way, and
+        be applied when it is its turn.
+        """
+        try:
+            return self._write(transaction, deadline)
+        except WriteOutcomeUnknownError:
+            if transaction.idempotency is None:
+                raise
+        try:
+            return self._write(transaction, deadline)
+        except IdempotencyKeyReusedError:
+            raise
+        except DuostoreError as error:
+            raise WriteOutcomeUnknownError(Store.AURORA) from error
+
+    def _write(self, transaction: Transaction, deadline: Deadline) -> Committed:
         for _ in range(_ATTEMPTS):
-            rows = self._try(change, deadline)
-            if rows:
-                ((version, create_time, update_time, outbox_id),) = rows
-                entity = _entity(change.key, version, change.data, create_time, update_time)
-                return Written(entity, outbox_id)
-            # Nothing was written. Why is seen a moment later, when a concurrent change may
-            # have made the precondition hold: a refusal would contradict itself then (not
-            # version 5 but 5), so the write is due another attempt.
-            if refusal := self._refusal(change, deadline):
+            try:
+                return self._apply(transaction, deadline)
+            except KeyTakenError:
+                refusal = None
+            except _RefusedError:
+                # Why is seen a moment later, when a concurrent change may have made it
+                # applicable: a refusal would contradict itself then (not version 5 but 5),
+                # so the write is due another attempt.
+                refusal = self._refusal(transaction.mutations, deadline)
+            # Looked up after the refusal: else what this very request did, by another call,
+            # between the two could be the reason to refuse it.
+            if replay := self._replay(transaction.idempotency, deadline):
+                return replay
+            if refusal:
                 raise refusal
         raise StoreOverloadedError(Store.AURORA)
 
-    def _rows(self, keys: Sequence[EntityKey], deadline: Deadline) -> Sequence[TupleRow]:
+    def _apply(self, transaction: Transaction, deadline: Deadline) -> Committed:
+        """Apply it; raises ``_RefusedError`` or ``KeyTakenError`` with nothing written."""
+        with contending_for_key() if transaction.idempotency else nullcontext():
+            match transaction.mutations:
+                case (Change() as change,):
+                    return self._apply_one(change, transaction, deadline)
+                case _:
+                    return self._apply_several(transaction, deadline)
+
+    def _apply_one(self, change: Change, transaction: Transaction, deadline: Deadline) -> Committed:
+        statement = statement_of(change, transaction.origin, transaction.idempotency)
+        rows = self._pool.execute(statement.query, statement.params, deadline, repeatable=False)
+        if not rows:
+            raise _RefusedError
+        return _committed(rows, (change,))
+
+    def _apply_several(self, transaction: Transaction, deadline: Deadline) -> Committed:
+        mutations = transaction.mutations
+        order = sorted(range(len(mutations)), key=lambda n: _lock_order(mutations[n].key))
+        committed = Committed((), ())
+
+        def conclude(rows: Sequence[Rows]) -> Sequence[Statement]:
+            nonlocal committed
+            if not all(rows):
+                raise _RefusedError
+            by_place = {place: row for place, (row,) in zip(order, rows, strict=True)}
+            committed = _committed([by_place[n] for n in range(len(mutations))], mutations)
+            if transaction.idempotency is None:
+                return ()
+            return (remembering(transaction.idempotency, committed.answer),)
+
+        statements = [statement_of(mutations[n], transaction.origin) for n in order]
+        self._pool.transact(statements, conclude, deadline)
+        return committed
+
+    def _refusal(self, mutations: Sequence[Mutation], deadline: Deadline) -> RefusalError | None:
+        """Return why the first mutation that is refused by what is there now is, if any is."""
+        current = self.read([mutation.key for mutation in mutations], deadline)
+        for place, mutation in enumerate(mutations):
+            if refusal := refusal_of(mutation, current.get(mutation.key)):
+                return refusal.at(place) if len(mutations) > 1 else refusal
+        return None
+
+    def _replay(self, idempotency: Idempotency | None, deadline: Deadline) -> Committed | None:
+        """Return what was applied under this key before, if anything was."""
+        if idempotency is None:
+            return None
+        recorded = self._keys.read(idempotency.key, deadline)
+        if recorded is None:
+            return None
+        return Committed(idempotency.answer_of(recorded).answer, (), replayed=True)
+
+    def _rows(self, keys: Sequence[EntityKey], deadline: Deadline) -> Rows:
         if len(keys) == 1:
             (key,) = keys
-            return self._pool.execute(_READ_ONE, (key.tenant, key.kind, key.id), deadline)
+            return self._pool.ask_writer(READ_ONE, (key.tenant, key.kind, key.id), deadline)
         columns = (
             [key.tenant for key in keys],
             [key.kind for key in keys],
             [key.id for key in keys],
         )
-        return self._pool.execute(_READ_MANY, columns, deadline)
+        return self._pool.ask_writer(READ_MANY, columns, deadline)
 
-    def _try(self, change: Change, deadline: Deadline) -> Sequence[TupleRow]:
-        key, precondition = change.key, change.precondition
-        params: dict[str, object] = {
-            "tenant": key.tenant,
-            "kind": key.kind,
-            "id": key.id,
-            "data": None if change.data is None else compact_json(change.data),
-            "due_after": change.due_after,
-        }
-        if change.data is None or isinstance(precondition, IfVersion):
-            if isinstance(precondition, IfAbsent):
-                raise ValueError("a Delete cannot require that the entity is absent")
-            query = _UPDATE
-            # Int8: else the driver would choose a type, and prepare anew, by the size.
-            params["if_version"] = Int8(precondition.version) if precondition else None
+
+def _lock_order(key: EntityKey) -> tuple[str, str, str]:
+    return key.tenant, key.kind, key.id
+
+
+def _committed(rows: Sequence[TupleRow], mutations: Sequence[Mutation]) -> Committed:
+    """Return what mutations came to, of a row that each has answered."""
+    answer: list[Applied] = []
+    changes: list[Written] = []
+    for mutation, row in zip(mutations, rows, strict=True):
+        if isinstance(mutation, Change):
+            written = written_of(mutation, row)
+            changes.append(written)
+            answer.append(Applied(written.entity.version, written.entity.update_time))
         else:
-            query = _UPSERT
-            params["if_absent"] = isinstance(precondition, IfAbsent)
-        return self._pool.execute(query, params, deadline, repeatable=False)
-
-    def _refusal(self, change: Change, deadline: Deadline) -> DuostoreError | None:
-        """Return why the change cannot be applied to what is there now, if so."""
-        current = self.read((change.key,), deadline).get(change.key)
-        version = current.version if current else 0
-        live = version if current and current.data is not None else 0
-        match change.precondition:
-            case IfVersion(expected):
-                return None if live == expected else VersionMismatchError(expected, live)
-            case IfAbsent():
-                return EntityExistsError(live) if live else None
-            case None:
-                return None if live else EntityNotFoundError(version)
-
-
-def _entity(
-    key: EntityKey,
-    version: int,
-    data: JsonObject | None,
-    create_time: datetime,
-    update_time: datetime,
-) -> Entity:
-    return Entity(key, version, data, create_time.astimezone(UTC), update_time.astimezone(UTC))
+            version, update_time = row
+            answer.append(Applied(version, update_time.astimezone(UTC)))
+    return Committed(tuple(answer), tuple(changes))

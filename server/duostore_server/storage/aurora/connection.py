@@ -49,10 +49,13 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
     no use then and must be closed.
 
     ``timeout_ms`` is the ``statement_timeout`` of the session, 0 where it is not known.
+    ``in_doubt``: what was sent last may be committed and must not be repeated, so that
+    without an answer nobody knows what was done.
     """
 
     give_up_at: float | None = None
     timeout_ms: int = 0
+    in_doubt: bool = False
 
     def wait(
         self,
@@ -66,18 +69,35 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
         return super().wait(gen, interval, timeout)
 
     @contextmanager
-    def in_one_trip(self) -> Iterator[None]:
+    def in_one_trip(self, *, preparing: bool = False) -> Iterator[None]:
         """Send the statements of the block together; outside of a transaction they are one.
 
-        Uses what is prepared and prepares nothing: of a statement that fails while it is
-        prepared in a pipeline the driver believes for ever that it is (psycopg 3.3.9).
+        Raises what the first statement that failed did. Uses what is prepared, and prepares
+        only if ``preparing``: of a statement that fails while it is prepared in a pipeline
+        the driver believes for ever that it is (psycopg 3.3.9). Who allows it rolls back
+        after an error, by ``rollback``, after which the driver believes nothing.
         """
         threshold = self.prepare_threshold
-        if threshold is not None:
+        if threshold is not None and not preparing:
             self.prepare_threshold = sys.maxsize
         try:
             with self.pipeline():
                 yield
+        finally:
+            self.prepare_threshold = threshold
+
+    def undo(self) -> None:
+        """Roll back a transaction of which no statement failed; what is prepared is kept.
+
+        ``rollback`` would have it prepared anew, in case that the transaction has created
+        or dropped something.
+        """
+        threshold = self.prepare_threshold
+        # The driver forgets what it has prepared when it sees a rollback, unless it does
+        # not prepare.
+        self.prepare_threshold = None
+        try:
+            self.execute("ROLLBACK")
         finally:
             self.prepare_threshold = threshold
 
@@ -119,6 +139,25 @@ def completed(conninfo: str, *, connect_timeout: float, settings: Mapping[str, s
     if options:
         defaults["options"] = " ".join(options)
     return make_conninfo("", **{**defaults, **given})
+
+
+def session_settings(statement_timeout: float, lock_timeout: float) -> Mapping[str, str]:
+    """Return the server parameters of our sessions; the timeouts are in seconds."""
+    return {
+        "statement_timeout": str(milliseconds(statement_timeout)),
+        "lock_timeout": str(milliseconds(lock_timeout)),
+        # Of a transaction of several trips; should its client hang in between, it must not
+        # hold its locks for long.
+        "idle_in_transaction_session_timeout": "5000",
+        # Statements rely on it: what waited for a row goes on with the row as it is then.
+        "default_transaction_isolation": "read committed",
+        "timezone": "UTC",
+    }
+
+
+def milliseconds(seconds: float) -> int:
+    """Return a timeout as the server counts it: at least 1, since 0 stands for none."""
+    return max(1, int(seconds * 1000))
 
 
 def _escaped(value: str) -> str:

@@ -1,16 +1,22 @@
-"""The pool of connections to Aurora: one statement at a time, bounded in every way."""
+"""The pool of connections to Aurora: one call at a time on each, bounded in every way."""
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from duostore_server.domain.errors import Store, StoreUnavailableError
-from duostore_server.storage.aurora.connection import BoundedConnection, completed, resolved
+from duostore_server.storage.aurora.connection import (
+    BoundedConnection,
+    completed,
+    milliseconds,
+    resolved,
+    session_settings,
+)
 from duostore_server.storage.aurora.errors import (
     DRIVER_ERRORS,
     breaks_connection,
@@ -18,17 +24,20 @@ from duostore_server.storage.aurora.errors import (
     is_stale,
     translated,
 )
+from duostore_server.storage.aurora.trips import Statement, Trips
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import LiteralString
 
     from psycopg.abc import Params
-    from psycopg.rows import TupleRow
 
     from duostore_server.domain.deadline import Deadline
     from duostore_server.storage.aurora.connection import Conninfo
+    from duostore_server.storage.aurora.trips import Conclude, Rows
+
+T = TypeVar("T")
 
 # Longer-lived connections keep to a server that DNS may no longer name, and to the
 # memory that their backends have gathered.
@@ -38,15 +47,8 @@ _MAX_IDLE_SECONDS: Final = 5 * 60.0
 # bounds how long after an outage calls are still refused.
 _RECONNECT_SECONDS: Final = 1.0
 _RENEWAL_SECONDS: Final = 1.0
-# By so much a server that is alive may be late in saying that a statement timed out.
-_PATIENCE_SECONDS: Final = 0.25
-# A session's statement_timeout may stay if it is between this and all of what a call
-# has; otherwise it is set a little lower than that, so that it fits the next calls too.
-_LEAST_FIT: Final = 0.8
-_AIM: Final = 0.9
 _DEFAULT_PREPARE_THRESHOLD: Final = 5
 
-_SET_TIMEOUT: Final = "SELECT set_config('statement_timeout', %s, %s)"
 _SET_ANY: Final = "SELECT set_config(%s, %s, false)"
 
 
@@ -70,12 +72,11 @@ class _Connections(ConnectionPool[BoundedConnection]):
 
 
 class AuroraPool:
-    """Runs single statements on the writer of Aurora. Use it as a context manager.
+    """Runs statements and transactions on the writer of Aurora. Use it as a context manager.
 
-    Every statement is a transaction of its own (autocommit). Times are seconds. A call
-    waits ``wait`` for a connection, unless ``max_waiting`` calls wait already; then its
-    statement has ``statement_timeout`` and waits ``lock_timeout`` for a lock: all of it
-    cut to the call's deadline.
+    Times are seconds. A call waits ``wait`` for a connection, unless ``max_waiting`` calls
+    wait already; then it has ``statement_timeout`` and waits ``lock_timeout`` for each
+    lock: all of it cut to the call's deadline.
 
     With ``pooler`` a transaction pooler may stand between: nothing is prepared, and the
     session's settings are not sent at its start but afterwards. A pooler may share or
@@ -100,9 +101,10 @@ class AuroraPool:
         self._conninfo = conninfo
         self._wait = wait
         self._statement_timeout = statement_timeout
+        self._trips = Trips(statement_timeout, shared=pooler)
         self._connect_timeout = connect_timeout
         self._pooler = pooler
-        self._session = _session_settings(statement_timeout, lock_timeout)
+        self._session = session_settings(statement_timeout, lock_timeout)
         self._renewal = threading.Lock()
         self._renew_after = 0.0
         self._pool = _Connections(
@@ -150,7 +152,7 @@ class AuroraPool:
         deadline: Deadline,
         *,
         repeatable: bool = True,
-    ) -> Sequence[TupleRow]:
+    ) -> Rows:
         """Run one statement in a transaction of its own and return its rows.
 
         One round trip, also where the deadline calls for a statement_timeout of its own.
@@ -160,11 +162,64 @@ class AuroraPool:
         a repetition would do more than it did itself. What has no meaning to callers is
         raised as ``psycopg.Error``.
         """
+        statement = Statement(query, params)
+        return self._call(
+            lambda connection, prepare: self._trips.one(
+                connection, statement, deadline, repeatable=repeatable, prepare=prepare
+            ),
+            deadline,
+        )
+
+    def ask_writer(self, query: LiteralString, params: Params, deadline: Deadline) -> Rows:
+        """Run a statement that reads, on a server that is the writer.
+
+        The first column of its first row must be ``transaction_read_only``: a connection to
+        a writer that was demoted goes on answering, from the past. Raises as ``execute``.
+        """
+        rows = self.execute(query, params, deadline)
+        if rows[0][0] != "off":
+            self.renew()
+            raise StoreUnavailableError(Store.AURORA)
+        return rows
+
+    def transact(
+        self, statements: Sequence[Statement], conclude: Conclude, deadline: Deadline
+    ) -> None:
+        """Run statements in one transaction, and commit it with those that ``conclude`` adds.
+
+        Two round trips: the statements in their order, then, if none failed, what
+        ``conclude`` makes of the rows of each, and the COMMIT. Rolled back if ``conclude``
+        raises, which passes through, and if the deadline passes before the second trip.
+        Tried again as by ``execute``, ``conclude`` included. ``WriteOutcomeUnknownError``
+        only if the answer to the second trip is lost; other errors mean that nothing was
+        written.
+        """
+        self._call(
+            lambda connection, prepare: self._trips.several(
+                connection, statements, conclude, deadline, prepare=prepare
+            ),
+            deadline,
+        )
+
+    def renew(self) -> None:
+        """Replace all connections, in the background and at most once a second.
+
+        Where one was lost or led to a reader, the others are no better.
+        """
+        now = time.monotonic()
+        with self._renewal:
+            if now < self._renew_after:
+                return
+            self._renew_after = now + _RENEWAL_SECONDS
+        self._pool.drain()
+
+    def _call(self, run: Callable[[BoundedConnection, bool | None], T], deadline: Deadline) -> T:
+        """Run something on a connection, again if that helps, and translate how it fails."""
         contended = stale = False
         while True:
             connection = self._checked_out(deadline)
             try:
-                return self._run(connection, query, params, deadline, unprepared=stale)
+                return run(connection, False if stale else None)
             except DRIVER_ERRORS as error:
                 if is_contention(error) and not contended:
                     contended = True
@@ -180,24 +235,12 @@ class AuroraPool:
                     # A caller in a hurry says nothing of the other connections.
                     if not (gave_up and deadline.is_over()):
                         self.renew()
-                failure = translated(error, repeatable=repeatable, gave_up=gave_up)
+                failure = translated(error, repeatable=not connection.in_doubt, gave_up=gave_up)
                 if failure is None:
                     raise
                 raise failure from error
             finally:
                 self._pool.putconn(connection)
-
-    def renew(self) -> None:
-        """Replace all connections, in the background and at most once a second.
-
-        Where one was lost or led to a reader, the others are no better.
-        """
-        now = time.monotonic()
-        with self._renewal:
-            if now < self._renew_after:
-                return
-            self._renew_after = now + _RENEWAL_SECONDS
-        self._pool.drain()
 
     def _checked_out(self, deadline: Deadline) -> BoundedConnection:
         """Return a connection of the pool that its server has not closed meanwhile.
@@ -216,33 +259,6 @@ class AuroraPool:
             connection.close()
             self._pool.putconn(connection)
 
-    def _run(
-        self,
-        connection: BoundedConnection,
-        query: LiteralString,
-        params: Params,
-        deadline: Deadline,
-        *,
-        unprepared: bool,
-    ) -> Sequence[TupleRow]:
-        prepare = False if unprepared else None
-        bound = deadline.bound(self._statement_timeout)
-        connection.give_up_at = time.monotonic() + min(
-            bound + _PATIENCE_SECONDS, deadline.remaining()
-        )
-        limit = bound * 1000
-        if _LEAST_FIT * limit <= connection.timeout_ms <= limit:
-            return _rows(connection.execute(query, params, prepare=prepare))
-        chosen = max(1, int(_AIM * limit))
-        # One transaction with the statement: if that fails, so has the setting.
-        connection.timeout_ms = 0
-        with connection.in_one_trip():
-            connection.execute(_SET_TIMEOUT, (str(chosen), self._pooler))
-            cursor = connection.execute(query, params, prepare=prepare)
-        if not self._pooler:
-            connection.timeout_ms = chosen
-        return _rows(cursor)
-
     def _current_conninfo(self) -> str:
         return completed(
             resolved(self._conninfo),
@@ -256,24 +272,4 @@ class AuroraPool:
             for name, value in self._session.items():
                 connection.execute(_SET_ANY, (name, value))
         else:
-            connection.timeout_ms = _milliseconds(self._statement_timeout)
-
-
-def _session_settings(statement_timeout: float, lock_timeout: float) -> Mapping[str, str]:
-    return {
-        "statement_timeout": str(_milliseconds(statement_timeout)),
-        "lock_timeout": str(_milliseconds(lock_timeout)),
-        # No transaction is ever left open; should one be, it must not hold locks for long.
-        "idle_in_transaction_session_timeout": "5000",
-        # Statements rely on it: what waited for a row goes on with the row as it is then.
-        "default_transaction_isolation": "read committed",
-        "timezone": "UTC",
-    }
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(1, int(seconds * 1000))
-
-
-def _rows(cursor: psycopg.Cursor[TupleRow]) -> Sequence[TupleRow]:
-    return cursor.fetchall() if cursor.description else ()
+            connection.timeout_ms = milliseconds(self._statement_timeout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from duostore_server.domain.errors import Store, StoreUnavailableError
+from duostore_server.domain.errors import Store
 from duostore_server.storage.aurora.pool import AuroraPool
 
 if TYPE_CHECKING:
@@ -26,10 +26,7 @@ class AuroraProbe:
         self._pool = pool
 
     def ping(self, deadline: Deadline) -> None:
-        ((read_only,),) = self._pool.execute(_PING, (), deadline)
-        if read_only != "off":
-            self._pool.renew()
-            raise StoreUnavailableError(Store.AURORA)
+        self._pool.ask_writer(_PING, (), deadline)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Each starts with the same header, numbers big-endian: magic (1 byte), format (1), kind (1),
 flags (1), size of what follows the header (4), version (8), cached time in ms since
-1970 (8). What follows is the payload, zstd-compressed if flagged, or a lease's nonce.
+1970 (8), expire time in µs since 1970 or 0 if there is none (8). What follows is the
+payload, zstd-compressed if flagged, or a lease's nonce.
 
 A hit costs one unpack and one slice, or one decompression. The header has no checksum:
 TCP and memory have theirs, and a hit is paid for thousands of times a second. The size
@@ -13,20 +14,23 @@ from __future__ import annotations
 
 import struct
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from duostore_server.domain.entities import Cached, Lease
 from duostore_server.storage.cache.leases import NONCE_BYTES
 from duostore_server.storage.compression import CorruptError, compress, decompress
 
-# The number of this layout. It is part of every memcached key too: see keys.py.
-FORMAT: Final = 1
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-HEADER_BYTES: Final = 24
+# The number of this layout. It is part of every memcached key too: see keys.py.
+FORMAT: Final = 2
+
+HEADER_BYTES: Final = 32
 
 # Not zero, and no letter or digit: neither an empty value nor a text is taken for an entry.
 _MAGIC: Final = 0xD5
-_HEADER: Final = struct.Struct(">BBBBIqq")
+_HEADER: Final = struct.Struct(">BBBBIqqq")
 
 _VALUE: Final = 1
 _ABSENT: Final = 2
@@ -37,7 +41,11 @@ _COMPRESSED: Final = 1
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
-_LAST_MILLISECOND: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
+_MICROSECOND: Final = timedelta(microseconds=1)
+_LAST: Final = datetime.max.replace(tzinfo=UTC) - _EPOCH
+_LAST_MILLISECOND: Final = _LAST // _MILLISECOND
+_LAST_MICROSECOND: Final = _LAST // _MICROSECOND
+_NEVER: Final = 0
 
 
 def encode(entry: Cached | Lease, *, compress_above: int) -> bytes:
@@ -47,13 +55,12 @@ def encode(entry: Cached | Lease, *, compress_above: int) -> bytes:
     ``compress_above`` bytes are compressed if that makes them smaller.
     """
     if isinstance(entry, Lease):
-        return _pack(_LEASE, _PLAIN, 0, 0, entry.nonce)
-    cached_ms = (entry.cached_time - _EPOCH) // _MILLISECOND
+        return _pack(_LEASE, _PLAIN, 0, (0, _NEVER), entry.nonce)
+    times = (entry.cached_time - _EPOCH) // _MILLISECOND, _expire_micros(entry.expire_time)
     if entry.payload is None:
-        return _pack(_ABSENT, _PLAIN, entry.version, cached_ms, b"")
+        return _pack(_ABSENT, _PLAIN, entry.version, times, b"")
     body, compressed = compress(entry.payload, above=compress_above)
-    flags = _COMPRESSED if compressed else _PLAIN
-    return _pack(_VALUE, flags, entry.version, cached_ms, body)
+    return _pack(_VALUE, _COMPRESSED if compressed else _PLAIN, entry.version, times, body)
 
 
 def decode(raw: bytes) -> Cached | Lease | None:
@@ -63,15 +70,17 @@ def decode(raw: bytes) -> Cached | Lease | None:
     """
     if len(raw) < HEADER_BYTES:
         return None
-    magic, layout, kind, flags, size, version, cached_ms = _HEADER.unpack_from(raw)
+    magic, layout, kind, flags, size, version, *times = _HEADER.unpack_from(raw)
     if magic != _MAGIC or layout != FORMAT or size != len(raw) - HEADER_BYTES:
         return None
     if kind == _LEASE:
         return Lease(raw[HEADER_BYTES:]) if size == NONCE_BYTES and flags == _PLAIN else None
-    return _cached(kind, flags, version, cached_ms, raw[HEADER_BYTES:])
+    return _cached(kind, flags, version, times, raw[HEADER_BYTES:])
 
 
-def _cached(kind: int, flags: int, version: int, cached_ms: int, body: bytes) -> Cached | None:
+def _cached(
+    kind: int, flags: int, version: int, times: Sequence[int], body: bytes
+) -> Cached | None:
     payload = None
     if kind == _VALUE and version >= 1 and flags in {_PLAIN, _COMPRESSED}:
         try:
@@ -80,10 +89,23 @@ def _cached(kind: int, flags: int, version: int, cached_ms: int, body: bytes) ->
             return None
     elif not (kind == _ABSENT and version >= 0 and flags == _PLAIN and not body):
         return None
-    if not 0 <= cached_ms <= _LAST_MILLISECOND:
+    cached_ms, expire_micros = times
+    if not (0 <= cached_ms <= _LAST_MILLISECOND and 0 <= expire_micros <= _LAST_MICROSECOND):
         return None
-    return Cached(version, payload, _EPOCH + timedelta(milliseconds=cached_ms))
+    return Cached(
+        version,
+        payload,
+        _EPOCH + timedelta(milliseconds=cached_ms),
+        None if expire_micros == _NEVER else _EPOCH + timedelta(microseconds=expire_micros),
+    )
 
 
-def _pack(kind: int, flags: int, version: int, cached_ms: int, body: bytes) -> bytes:
-    return _HEADER.pack(_MAGIC, FORMAT, kind, flags, len(body), version, cached_ms) + body
+def _expire_micros(expire_time: datetime | None) -> int:
+    if expire_time is None:
+        return _NEVER
+    # What expired in 1970 or before has expired.
+    return max(1, (expire_time - _EPOCH) // _MICROSECOND)
+
+
+def _pack(kind: int, flags: int, version: int, times: tuple[int, int], body: bytes) -> bytes:
+    return _HEADER.pack(_MAGIC, FORMAT, kind, flags, len(body), version, *times) + body

@@ -2,7 +2,17 @@
 
 A head (sk ``HEAD``) holds the newest snapshot of an entity, or the entity itself if its
 kind is at home in DynamoDB. Times are microseconds since 1970, but for ``sweep_time``,
-by which DynamoDB itself deletes: seconds.
+by which DynamoDB itself deletes: seconds. What a head has besides its payload:
+
+    number       its sequence or version, raised by one with each write
+    form         ``value``, or ``tombstone`` of a deleted entity
+    time         when that number was written
+    nonce        of the call that wrote it, 16 random bytes
+    expiring     history up to this sequence has its expiry; written by settling alone
+    dirty_shard, due_time    while Aurora has not been brought it
+
+An item of the history has a payload, its ``time`` and, from when it was consolidated,
+an ``expire_time``.
 """
 
 from __future__ import annotations
@@ -17,6 +27,14 @@ if TYPE_CHECKING:
     from types_boto3_dynamodb.type_defs import AttributeValueTypeDef
 
 HEAD: Final = "HEAD"
+
+NUMBER: Final = "number"
+FORM: Final = "form"
+TIME: Final = "time"
+NONCE: Final = "nonce"
+EXPIRING: Final = "expiring"
+# From then on an item is absent, whoever reads it.
+EXPIRE_TIME: Final = "expire_time"
 
 # The index of dirty heads is sparse: an item is in it for as long as it has both
 # attributes. Its writes spread over so many partitions.
@@ -56,6 +74,14 @@ def key_of(pk: str) -> EntityKey:
     """Return the key that an item is of."""
     tenant, kind, id_ = pk.split("#", 2)
     return EntityKey(tenant, kind, id_)
+
+
+def names(*attributes: str) -> dict[str, str]:
+    """Return the names under which expressions may speak of attributes: ``#name`` for each.
+
+    Many plain words, ``number`` and ``time`` among them, are DynamoDB's own.
+    """
+    return {f"#{attribute}": attribute for attribute in attributes}
 
 
 def number(value: int) -> AttributeValueTypeDef:

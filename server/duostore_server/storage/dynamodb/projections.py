@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
-from duostore_server.domain.errors import Store, StoreOverloadedError, StoreTimeoutError
+from duostore_server.domain.errors import Store, StoreTimeoutError
+from duostore_server.storage.dynamodb.asking import Patience, jitter
 from duostore_server.storage.dynamodb.coalescer import Coalescer, Direct
 from duostore_server.storage.dynamodb.errors import ErrorEdge
 from duostore_server.storage.dynamodb.items import encode
@@ -16,18 +16,15 @@ from duostore_server.storage.dynamodb.table import MAX_KEYS, ProjectionTable
 from duostore_server.storage.dynamodb.tables import projection_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from types_boto3_dynamodb import DynamoDBClient
 
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.entities import Projection
-    from duostore_server.domain.errors import StoreError
     from duostore_server.domain.keys import EntityKey
     from duostore_server.storage.dynamodb.coalescer import Batching
     from duostore_server.storage.dynamodb.items import Unreadable, Write
-
-_FIRST_BACKOFF_SECONDS: Final = 0.010
 
 # Past this a write travels alone: the call itself no longer is what it costs, and
 # a batch of such would be slow to send.
@@ -66,47 +63,32 @@ class DynamoProjections:
         self._together = together
         self._alone = alone
         self._compress_above = compress_above
-        self._timeout = timeout
-        self._pause = pause
-        self._jitter = jitter
-        self._clock = clock
+        self._patience = Patience(timeout, pause=pause, jitter=jitter, clock=clock)
 
     def read(self, keys: Collection[EntityKey], deadline: Deadline) -> dict[EntityKey, Projection]:
-        ends = self._clock() + self._timeout
-        held: dict[EntityKey, Projection] = {}
-        pending = keys
-        backoff = _FIRST_BACKOFF_SECONDS
-        while True:
-            answers = self._reads.ask(pending, deadline, self._left(ends, StoreOverloadedError))
-            held |= {key: found for key, found in answers.items() if found is not None}
-            pending = [key for key in pending if key not in answers]
-            if not pending:
-                return held
-            left = self._left(ends, StoreOverloadedError)
-            self._pause(deadline.bound(min(backoff * self._jitter(), left)))
-            backoff *= 2
+        found = self._patience.gather(self._reads, keys, deadline)
+        return {key: held for key, held in found.items() if held is not None}
 
     def put(self, key: EntityKey, projection: Projection, deadline: Deadline) -> Projection:
-        ends = self._clock() + self._timeout
-        write = encode(key, projection, compress_above=self._compress_above)
-        if self._together is not None and write.size <= _MAX_TOGETHER_BYTES:
-            held = self._together.ask((write,), deadline, self._left(ends, StoreTimeoutError))[
-                write
-            ]
-            if held is not None:
-                return held
-        return self._alone.ask((write,), deadline, self._left(ends, StoreTimeoutError))[write]
+        return self.put_all({key: projection}, deadline)[key]
 
-    def _left(self, ends: float, otherwise: Callable[[Store], StoreError]) -> float:
-        """Return the seconds left of the timeout; raise if DynamoDB has used them all up."""
-        left = ends - self._clock()
-        if left <= 0:
-            raise otherwise(Store.DYNAMODB)
-        return left
-
-
-def _jitter() -> float:
-    return random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+    def put_all(
+        self, projections: Mapping[EntityKey, Projection], deadline: Deadline
+    ) -> dict[EntityKey, Projection]:
+        effort = self._patience.begin()
+        writes = [
+            encode(key, projection, compress_above=self._compress_above)
+            for key, projection in projections.items()
+        ]
+        held: dict[EntityKey, Projection] = {}
+        small = [write for write in writes if write.size <= _MAX_TOGETHER_BYTES]
+        if self._together is not None and small:
+            answers = self._together.ask(small, deadline, effort.left(StoreTimeoutError))
+            held = {write.key: put for write, put in answers.items() if put is not None}
+        if rest := [write for write in writes if write.key not in held]:
+            answers_alone = self._alone.ask(rest, deadline, effort.left(StoreTimeoutError))
+            held |= {write.key: put for write, put in answers_alone.items()}
+        return held
 
 
 @contextmanager
@@ -166,7 +148,7 @@ def open_projections(
             compress_above=compress_above,
             timeout=timeout,
             pause=time.sleep,
-            jitter=_jitter,
+            jitter=jitter,
         )
 
 

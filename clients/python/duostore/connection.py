@@ -1,0 +1,106 @@
+"""One server, called: connects when needed, and tries again what may be repeated."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import grpc
+
+from duostore.channel import open_channel
+from duostore.status import Repeat, error_of
+from duostore.v1.data_access_pb2_grpc import DataAccessStub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from google.protobuf.message import Message
+
+    from duostore.retries import Retries
+    from duostore.status import Call
+
+RequestT = TypeVar("RequestT", bound="Message")
+ResponseT = TypeVar("ResponseT", bound="Message")
+
+# The server logs each call under it, and answers errors with it.
+_REQUEST_ID: Final = "x-request-id"
+
+
+class Connection:
+    """Calls one server, from many threads; opens nothing before the first call.
+
+    Without ``retries`` every call is tried once.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        credentials: grpc.ChannelCredentials | None,
+        metadata: tuple[tuple[str, str | bytes], ...],
+        options: tuple[tuple[str, Any], ...],
+        retries: Retries | None,
+    ) -> None:
+        self._target = target
+        self._credentials = credentials
+        self._metadata = metadata
+        self._options = options
+        self._retries = retries
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._stub: DataAccessStub | None = None
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Cancel the calls that are under way and refuse all others. Safe to repeat."""
+        with self._lock:
+            self._closed.set()
+            channel, self._channel, self._stub = self._channel, None, None
+        if channel is not None:
+            channel.close()
+
+    def opened(self) -> DataAccessStub:
+        """Return the stub; raises ``RuntimeError`` once the connection is closed."""
+        if (stub := self._stub) is not None:
+            return stub
+        with self._lock:
+            if self._closed.is_set():
+                raise RuntimeError("this client is closed; create another one")
+            if self._stub is None:
+                self._channel = open_channel(self._target, self._credentials, self._options)
+                self._stub = DataAccessStub(self._channel)
+            return self._stub
+
+    def call(
+        self,
+        method: Callable[[DataAccessStub], grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]],
+        request: RequestT,
+        call: Call,
+        seconds: float,
+    ) -> ResponseT:
+        """Return the answer, after as many tries as fit into so many seconds.
+
+        Raises the ``Error`` of the last try, which speaks of all of them: a write that any
+        of them may have applied is one that may have been applied.
+        """
+        metadata = ((_REQUEST_ID, call.request_id), *self._metadata)
+        deadline = time.monotonic() + seconds
+        while True:
+            send = method(self.opened())
+            try:
+                response = send(request, timeout=deadline - time.monotonic(), metadata=metadata)
+            except grpc.RpcError as error:
+                trailing = [(item.key, item.value) for item in error.trailing_metadata() or ()]
+                failure = error_of(call, error.code(), error.details() or "", trailing)
+                wait = None
+                if self._retries is not None and call.repeat is not Repeat.NEVER:
+                    left = deadline - time.monotonic()
+                    wait = self._retries.wait(failure, call.tries, left)
+                if wait is None or self._closed.wait(wait):
+                    raise failure from error
+                call = call.again(failure)
+            else:
+                if self._retries is not None:
+                    self._retries.succeeded()
+                return response

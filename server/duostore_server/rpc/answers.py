@@ -1,0 +1,150 @@
+"""Values of the domain as the messages that callers are answered with.
+
+Stored bytes are answered with as they are: protobuf messages concatenate.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from duostore.v1 import data_access_pb2, entity_pb2
+from duostore_server.domain.errors import AnswerTooLargeError, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from duostore_server.access.drafting import SnapshotList
+    from duostore_server.domain.entities import Reading
+    from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.snapshots import Appended
+    from duostore_server.domain.transactions import Outcome, Request
+
+_Written = TypeVar("_Written", data_access_pb2.SaveResponse, data_access_pb2.DeleteResponse)
+
+_STORES: Final = {
+    Store.CACHE: entity_pb2.STORE_CACHE,
+    Store.DYNAMODB: entity_pb2.STORE_DYNAMODB,
+    Store.AURORA: entity_pb2.STORE_AURORA,
+}
+_SLOWEST_FIRST: Final = (Store.AURORA, Store.DYNAMODB, Store.CACHE)
+
+# Field 1 with a length before it: entity or entities, snapshot or snapshots. All responses
+# of stored bytes begin so.
+_STORED_TAG: Final = b"\x0a"
+
+
+def get_response(reading: Reading) -> bytes:
+    """Return the serialized GetResponse: the stored bytes as they are, then the receipt."""
+    tail = data_access_pb2.GetResponse(receipt=_receipt((reading,)))
+    return b"".join((*_stored(reading.payload or b""), tail.SerializeToString()))
+
+
+def batch_get_response(
+    keys: Sequence[EntityKey], readings: Mapping[EntityKey, Reading], *, max_bytes: int
+) -> bytes:
+    """Return the serialized BatchGetResponse: stored bytes in the order of the request.
+
+    Raises ``AnswerTooLargeError``, before anything is copied, if it has more than ``max_bytes``.
+    """
+    tail = data_access_pb2.BatchGetResponse(
+        missing=[message_of(key) for key in keys if readings[key].payload is None],
+        receipt=_receipt(tuple(readings.values())),
+    )
+    parts: list[bytes] = []
+    for key in keys:
+        if (payload := readings[key].payload) is not None:
+            parts += _stored(payload)
+    parts.append(tail.SerializeToString())
+    size = sum(map(len, parts))
+    if size > max_bytes:
+        raise AnswerTooLargeError(size, max_bytes)
+    return b"".join(parts)
+
+
+def save_response(key: EntityKey, outcome: Outcome) -> data_access_pb2.SaveResponse:
+    """Return the answer to a Save."""
+    return _written(data_access_pb2.SaveResponse, key, outcome)
+
+
+def delete_response(key: EntityKey, outcome: Outcome) -> data_access_pb2.DeleteResponse:
+    """Return the answer to a Delete."""
+    return _written(data_access_pb2.DeleteResponse, key, outcome)
+
+
+def transact_response(
+    requests: Sequence[Request], outcome: Outcome
+) -> data_access_pb2.TransactResponse:
+    """Return the answer to a Transact: what came of each request, in their order."""
+    response = data_access_pb2.TransactResponse(
+        projection=_projection(outcome), replayed=outcome.replayed
+    )
+    for request, applied in zip(requests, outcome.answer, strict=True):
+        result = response.results.add(key=message_of(request.key), version=applied.version)
+        result.update_time.FromDatetime(applied.update_time)
+    return response
+
+
+def snapshot_response(appended: Appended) -> data_access_pb2.SnapshotResponse:
+    """Return the answer to a Snapshot."""
+    response = data_access_pb2.SnapshotResponse(
+        sequence=appended.sequence, replayed=appended.replayed
+    )
+    response.snapshot_time.FromDatetime(appended.time)
+    return response
+
+
+def get_snapshot_response(payload: bytes) -> bytes:
+    """Return the serialized GetSnapshotResponse around a serialized EntitySnapshot."""
+    return b"".join(_stored(payload))
+
+
+def list_snapshots_response(page: SnapshotList) -> bytes:
+    """Return the serialized ListSnapshotsResponse around serialized EntitySnapshots."""
+    parts = [part for payload in page.payloads for part in _stored(payload)]
+    tail = data_access_pb2.ListSnapshotsResponse(next_page_token=page.next_page_token)
+    return b"".join((*parts, tail.SerializeToString()))
+
+
+def message_of(key: EntityKey) -> entity_pb2.EntityKey:
+    """Return the message that names a key."""
+    return entity_pb2.EntityKey(tenant=key.tenant, kind=key.kind, id=key.id)
+
+
+def _written(kind: type[_Written], key: EntityKey, outcome: Outcome) -> _Written:
+    [applied] = outcome.answer
+    response = kind(
+        key=message_of(key),
+        version=applied.version,
+        projection=_projection(outcome),
+        replayed=outcome.replayed,
+    )
+    response.update_time.FromDatetime(applied.update_time)
+    return response
+
+
+def _projection(outcome: Outcome) -> entity_pb2.Projection.ValueType:
+    return entity_pb2.PROJECTION_DONE if outcome.projected else entity_pb2.PROJECTION_PENDING
+
+
+def _receipt(readings: Sequence[Reading]) -> entity_pb2.Receipt:
+    asked = {reading.served_from for reading in readings}
+    slowest = next(store for store in _SLOWEST_FIRST if store in asked)
+    receipt = entity_pb2.Receipt(served_from=_STORES[slowest])
+    if slowest is Store.CACHE:
+        oldest = min(r.cached_time for r in readings if r.cached_time is not None)
+        receipt.cached_time.FromDatetime(oldest)
+    return receipt
+
+
+def _stored(payload: bytes) -> tuple[bytes, bytes]:
+    """Return a serialized message as the first field of another: what goes before it, and it."""
+    return _STORED_TAG + _varint(len(payload)), payload
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

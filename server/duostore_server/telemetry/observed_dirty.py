@@ -1,0 +1,47 @@
+"""The dirty heads, with every call measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from duostore_server.domain.errors import Store
+from duostore_server.telemetry.store_calls import StoreCalls
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime, timedelta
+
+    from duostore_server.domain.deadline import Deadline
+    from duostore_server.domain.ports import DirtyHeads
+    from duostore_server.domain.snapshots import DirtyHead
+    from duostore_server.telemetry.metrics import Metrics
+
+
+class ObservedDirtyHeads:
+    """Measures ``DirtyHeads`` and changes nothing about them."""
+
+    def __init__(self, delegate: DirtyHeads, metrics: Metrics) -> None:
+        self._delegate = delegate
+        self._due = StoreCalls(metrics, Store.DYNAMODB, "dirty_due")
+        self._settle = StoreCalls(metrics, Store.DYNAMODB, "dirty_settle")
+
+    def due(self, limit: int, deadline: Deadline) -> Sequence[DirtyHead]:
+        with self._due() as call:
+            heads = self._delegate.due(limit, deadline)
+            if not heads:
+                call.outcome = "miss"
+            return heads
+
+    def settle(
+        self,
+        head: DirtyHead,
+        *,
+        expire: int,
+        keep: timedelta,
+        next_due: datetime | None,
+        deadline: Deadline,
+    ) -> None:
+        with self._settle():
+            self._delegate.settle(
+                head, expire=expire, keep=keep, next_due=next_due, deadline=deadline
+            )
