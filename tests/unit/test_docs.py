@@ -15,6 +15,11 @@ from prometheus_client.metrics import MetricWrapperBase
 from duostore.v1 import data_access_pb2, errors_pb2
 from duostore_server.domain.errors import DuostoreError, Reason, RefusalError, StoreError
 from duostore_server.rpc.status import CODES
+from duostore_server.storage.dynamodb.tables import (
+    idempotency_table,
+    projection_table,
+    snapshot_table,
+)
 from duostore_server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -40,6 +45,11 @@ EXPLAINED_ONCE = {
     "Entity": "Get",
     "Receipt": "Get",
     "EntitySnapshot": "GetSnapshot",
+}
+# What a role must be allowed for a call that is not a right by itself.
+RIGHTS = {
+    "batch_execute_statement": ("PartiQLInsert", "PartiQLUpdate"),
+    "transact_write_items": ("PutItem", "UpdateItem"),
 }
 # A link to a test.
 PROOF = re.compile(r"\[`(test_\w+)`\]\((?:\.\./)+(tests/[\w/]+\.py)\)")
@@ -221,6 +231,41 @@ def test_every_log_line_is_explained_and_no_other() -> None:
     cells = re.findall(r"(?m)^\| (`[^|]+`) \|", section(OPERATIONS, "Log lines"))
     explained = {event for cell in cells for event in re.findall(r"`([^`]+)`", cell)}
     assert explained == logged_events()
+
+
+# Tables and rights.
+
+
+def test_every_table_is_spoken_of() -> None:
+    migrations = SERVER / "storage" / "aurora" / "migrations"
+    sql = "".join(text_of(path) for path in sorted(migrations.glob("*.sql")))
+    of_aurora = set(re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(duostore\.\w+)", sql))
+    of_dynamodb = {name("") for name in (projection_table, snapshot_table, idempotency_table)}
+    assert of_aurora - told_of_growth() == set()
+    assert of_dynamodb - told_of_growth() == set()
+    stores = section(OPERATIONS, "Stores")
+    assert {name for name in of_dynamodb if f"`<table_prefix>{name}`" not in stores} == set()
+
+
+def told_of_growth() -> set[str]:
+    rows = re.findall(r"(?m)^\| (`[^|]+) \|", section(OPERATIONS, "What grows"))
+    return {name for cell in rows for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_every_right_that_a_call_of_dynamodb_needs_is_listed() -> None:
+    calls = {
+        found
+        for path in (SERVER / "storage" / "dynamodb").glob("*.py")
+        for found in re.findall(r"client\.([a-z_]+)\(", text_of(path))
+    }
+    assert {"update_item", "batch_execute_statement", "transact_write_items"} <= calls
+    rights = {right for call in calls - {"close"} for right in RIGHTS.get(call, (camel(call),))}
+    told = set(re.findall(r"`(?:dynamodb:)?(\w+)`", section(OPERATIONS, "Stores")))
+    assert rights - told == set()
+
+
+def camel(call: str) -> str:
+    return "".join(word.capitalize() for word in call.split("_"))
 
 
 # Tests that are named as proof.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +12,9 @@ from duostore.v1.entity_pb2 import EntitySnapshot
 from duostore_server.codec import plain
 from duostore_server.domain.errors import InvalidRequestError, SnapshotNotFoundError
 from tests.support.writer_stack import NOON, NOTE, PROPOSAL, STATE, WriterStack, soon
+
+if TYPE_CHECKING:
+    from duostore_server.domain.keys import EntityKey
 
 UNKEPT = replace(PROPOSAL, kind="unkept")
 
@@ -102,10 +106,15 @@ def test_a_page_has_1_to_100_snapshots(size: int) -> None:
 
 
 @pytest.mark.parametrize("key", [NOTE, STATE])
-def test_a_kind_that_keeps_no_snapshots_takes_none(key: object) -> None:
+def test_a_kind_that_keeps_no_snapshots_has_none(key: EntityKey) -> None:
     stack = WriterStack()
-    with pytest.raises(InvalidRequestError, match=r"key\.kind.*keep no snapshots"):
-        stack.snapshot({}, key)  # type: ignore[arg-type]
+    for call in (
+        lambda: stack.snapshot({}, key),
+        lambda: stack.drafting.get(key, 0, soon()),
+        lambda: stack.drafting.list(key, 0, "", soon()),
+    ):
+        with pytest.raises(InvalidRequestError, match=r"key\.kind.*keep no snapshots"):
+            call()
     assert stack.asked == []
 
 

@@ -45,11 +45,14 @@ class Checks:
         others = idempotency_key_violations(idempotency_key, "idempotency_key")
         return self._write(request, "", *others)
 
-    def snapshot(self, save: Save, idempotency_key: str) -> JsonObject:
-        """Accept a document as ``write`` does; return it normalized."""
-        others = idempotency_key_violations(idempotency_key, "idempotency_key")
-        data = None if isinstance(save.content, FromSnapshot) else save.content
-        return self.document(save.key, data, *others)
+    def draft(self, key: EntityKey, *others: FieldViolation) -> None:
+        """Accept a key as ``key`` does, of a kind that keeps snapshots."""
+        _refuse((*self._key(key, "key"), *self._kept(key, "key.kind"), *others))
+
+    def snapshot(self, key: EntityKey, data: JsonObject | None, idempotency_key: str) -> JsonObject:
+        """Accept a document, of a kind that keeps snapshots; return it normalized."""
+        wrong = idempotency_key_violations(idempotency_key, "idempotency_key")
+        return self.document(key, data, *self._kept(key, "key.kind"), *wrong)
 
     def transaction(self, requests: Sequence[Request], idempotency_key: str) -> list[Request]:
         """Accept 1 to 100 acceptable requests of one tenant, no key twice, all at home in Aurora.
@@ -120,6 +123,10 @@ class Checks:
         field = f"{at}from_snapshot"
         if content.sequence < 0:
             yield FieldViolation(field, f"is {content.sequence}; it must be at least 0")
+        yield from self._kept(key, field)
+
+    def _kept(self, key: EntityKey, field: str) -> Iterator[FieldViolation]:
+        """Yield a violation if the kind is configured and keeps no snapshots."""
         policy = self._policies.find(key)
         if policy is not None and policy.snapshots is None:
             yield FieldViolation(field, f"{key.kind!r} is configured to keep no snapshots")

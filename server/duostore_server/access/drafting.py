@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from duostore_server.access.idempotency import idempotency_of
-from duostore_server.domain.errors import (
-    FieldViolation,
-    InvalidRequestError,
-    SnapshotNotFoundError,
-)
+from duostore_server.domain.errors import FieldViolation, SnapshotNotFoundError
 from duostore_server.domain.snapshots import NewSnapshot
 from duostore_server.domain.transactions import Save
 
@@ -87,13 +83,8 @@ class Drafting:
         idempotency_key: str = "",
     ) -> Appended:
         """Append a snapshot; raises as ``Snapshots.append`` does."""
-        save = Save(key, data, None)
-        document = self._checks.snapshot(save, idempotency_key)
-        policy = self._policies.of(key).snapshots
-        if policy is None:
-            raise InvalidRequestError(
-                [FieldViolation("key.kind", f"{key.kind!r} is configured to keep no snapshots")]
-            )
+        document = self._checks.snapshot(key, data, idempotency_key)
+        policy = self._policies.snapshots_of(key)
         now = self._now()
         return self._snapshots.append(
             NewSnapshot(
@@ -114,7 +105,7 @@ class Drafting:
 
         Raises ``SnapshotNotFoundError``, and as ``Snapshots.read`` does.
         """
-        self._checks.key(key, *_sequence_violations(sequence))
+        self._checks.draft(key, *_sequence_violations(sequence))
         stored = self._read(key, sequence, deadline)
         return self._numbered(stored.payload, stored.sequence)
 
@@ -134,7 +125,7 @@ class Drafting:
         if page_token and before is None:
             text = "is none that was given for this key; leave it empty to begin"
             violations.append(FieldViolation("page_token", text))
-        self._checks.key(key, *violations)
+        self._checks.draft(key, *violations)
         page = self._snapshots.page(key, before, page_size or DEFAULT_PAGE_SIZE, deadline)
         payloads: list[bytes] = []
         room = self._max_answer_bytes

@@ -60,7 +60,8 @@ def greeting(settings: Settings, data: Path, duostore: str) -> list[str]:
     lines = [
         f"Duostore answers on {address}.",
         f"Kept between runs: PostgreSQL, in {data / 'postgres'}.",
-        "Not kept: DynamoDB (emulated) and the cache; they fill again from PostgreSQL.",
+        "Not kept: DynamoDB (emulated) and the cache. What is at home in PostgreSQL fills them",
+        "again; snapshots, and kinds at home in DynamoDB, are gone when this ends.",
         "",
         "Save something and read it back:",
         f"  {save}",

@@ -92,6 +92,13 @@ class Policies:
         """Return the policy of a key whose kind was found to be configured."""
         return self._kinds[key.kind]
 
+    def snapshots_of(self, key: EntityKey) -> SnapshotPolicy:
+        """Return how snapshots of a key are kept whose kind was found to keep any."""
+        snapshots = self._kinds[key.kind].snapshots
+        if snapshots is None:
+            raise ValueError(f"{key.kind!r} keeps no snapshots")
+        return snapshots
+
     def find(self, key: EntityKey) -> KindPolicy | None:
         """Return the policy of any key; None if its kind is not configured."""
         return self._kinds.get(key.kind)

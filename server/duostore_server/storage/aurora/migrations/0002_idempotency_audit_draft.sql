@@ -58,7 +58,8 @@ COMMENT ON TABLE duostore.audit IS
     'duostore.audit ENABLE ALWAYS TRIGGER audit_is_append_only. Writes wait for that transaction '
     'to end: delete a little at a time.';
 COMMENT ON COLUMN duostore.audit.caller IS
-    'Who asked for it, as the service authenticated them; empty if it does not.';
+    'Who asked for it: the name in the client certificate or, where clients present none, what '
+    'the caller says of itself; may be empty.';
 COMMENT ON COLUMN duostore.audit.request_id IS
     'The request id of the call, as the log has it.';
 COMMENT ON COLUMN duostore.audit.time IS
