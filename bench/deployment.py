@@ -30,17 +30,11 @@ if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
 
 KIND: Final = "proposal"
-# A kind whose snapshots have no history.
-MEMO: Final = "memo"
 # Entities that DynamoDB holds from the start and no Save has touched.
 SEEDED: Final = 10_000
 
 _PREFIX: Final = "bench_"
-_KINDS: Final = f"""
-[kinds.{KIND}.snapshots]
-[kinds.{MEMO}.snapshots]
-keep = "0s"
-"""
+_KINDS: Final = f"[kinds.{KIND}.snapshots]"
 _BODY_LETTERS: Final = 830
 # What the service itself, by default, would not compress.
 _PLAIN_BYTES: Final = 1024

@@ -31,7 +31,7 @@ from duostore_server.domain.keys import EntityKey
 from duostore_server.domain.snapshots import Head, HeadWritten
 from duostore_server.domain.transactions import IfAbsent, IfVersion
 from duostore_server.embedded.dynamodb import EmbeddedDynamoDB
-from duostore_server.storage.dynamodb.head_payloads import UnreadableError
+from duostore_server.storage.dynamodb.attributes import UnreadableError
 from duostore_server.storage.dynamodb.heads import direct_heads
 from tests.support.dynamodb_engines import never, patient_client
 from tests.support.dynamodb_traffic import Traffic

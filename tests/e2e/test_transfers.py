@@ -6,12 +6,14 @@ import random
 import secrets
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import psycopg
 import pytest
+from psycopg import sql
 
 from duostore.v1 import data_access_pb2, entity_pb2
 from duostore_server import codec
@@ -21,7 +23,7 @@ from duostore_server.storage.dynamodb import items
 from duostore_server.storage.dynamodb.tables import projection_table
 from tests.support.crowd import Crowd, Persistence, failure_of
 from tests.support.gate import Gate, before_postgres
-from tests.support.service import Caller, Service, struct
+from tests.support.service import Caller, Service, kill, struct
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import psutil
     from types_boto3_dynamodb import DynamoDBClient
 
+    from tests.e2e.conftest import Breakable
     from tests.support.servers import DynamoDBLocal, MemcachedServer, PostgresServer
 
 TRANSFERS = 5_000
@@ -42,6 +45,8 @@ CHECKING = 4
 LOST_COMMITS = 0.02
 # C8: from the end of the faults to an empty outbox, on a machine that is busy.
 DRAIN_SECONDS = 15.0
+# For what has no bound of its own.
+RECOVERY_SECONDS = 30.0
 
 # By account: version and document.
 Balances = dict[str, tuple[int, dict[str, Any]]]
@@ -75,6 +80,10 @@ def bank(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Bank]:
     dsn = postgres.create_database()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        # Much less than lock_timeout, which would end a deadlock before it is found to be one.
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("ALTER DATABASE {} SET deadlock_timeout = '20ms'").format(name))
     chance = random.Random(TRANSFERS).random
 
     def loses_commit(asked: bytes, _answered: bytes) -> bool:
@@ -210,6 +219,52 @@ def test_of_5000_transfers_each_is_made_once_and_the_sum_is_kept(
     for _ in range(2 * len(service.workers())):
         with service.channel() as channel:
             assert _read(Caller(channel), accounts) == held
+
+
+def test_of_a_transaction_whose_worker_dies_after_the_commit_every_part_is_projected(
+    breakable: Breakable,
+) -> None:
+    """Nobody repeats it: the outbox alone knows of it."""
+    service = breakable.service
+    ids = [secrets.token_hex(8) for _ in range(3)]
+    with service.channel() as channel, ThreadPoolExecutor(1) as pool:
+        caller = Caller(channel)
+        for id_ in ids:
+            caller.save(id_, {"n": 1})
+            eventually(
+                lambda: caller.get(id_).receipt.served_from == entity_pb2.STORE_CACHE,  # noqa: B023 - called now
+                within=RECOVERY_SECONDS,
+                what="it is cached",
+            )
+        # Nobody else calls: the process that is called is this caller's.
+        [victim, _] = service.serving()
+        breakable.gate.close()
+        try:
+            mutations = [
+                data_access_pb2.Mutation(
+                    save=data_access_pb2.SaveMutation(key=caller.key(id_), data=struct({"n": 2}))
+                )
+                for id_ in ids
+            ]
+            transacting = pool.submit(caller.transact, *mutations)
+            eventually(
+                lambda: {_in_aurora(service.dsn)[0][id_][0] for id_ in ids} == {2},
+                within=RECOVERY_SECONDS,
+                what="it is committed",
+            )
+            kill(victim)
+        finally:
+            breakable.gate.open()
+        with pytest.raises(grpc.RpcError):
+            transacting.result()
+    with service.channel() as channel:
+        caller = Caller(channel)
+        eventually(
+            lambda: {version for version, _ in _read(caller, ids).values()} == {2},
+            within=RECOVERY_SECONDS,
+            what="the projector brings all of it",
+        )
+    eventually(service.is_drained, within=RECOVERY_SECONDS, what="the outbox is empty")
 
 
 def _in_aurora(dsn: str) -> tuple[Balances, int]:

@@ -124,7 +124,8 @@ class Service:
         return self._process
 
     def __enter__(self) -> Self:
-        self.run("migrate")
+        # A store that has only just started may answer too late for once.
+        eventually(self._is_migrated, within=START_SECONDS, what="its tables are there")
         self.start()
         return self
 
@@ -239,6 +240,11 @@ class Service:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             return int(stub.Check(request, timeout=CALL_SECONDS).status)
 
+    def _is_migrated(self) -> bool:
+        done = self.run("migrate", check=False)
+        assert done.returncode in {0, _STORE_FAILED}, done.stderr
+        return done.returncode == 0
+
     def _is_up(self) -> bool:
         assert self.process.poll() is None, "the service ended"
         try:
@@ -331,6 +337,8 @@ def kill(process: psutil.Process) -> None:
     )
 
 
+# Of `duostore migrate`: a store could not be reached, or not in time.
+_STORE_FAILED = 1
 _COMMAND = (sys.executable, "-m", "duostore_server.cli.main")
 
 

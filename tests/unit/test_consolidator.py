@@ -110,6 +110,14 @@ def test_what_another_process_has_just_brought_does_not_expire_yet() -> None:
     assert heads.settled[PROPOSAL].expire == 40
 
 
+def test_a_kind_without_history_has_none_that_could_expire() -> None:
+    unkept = replace(PROPOSAL, kind="unkept")
+    for time in (LONG_AGO, JUST_NOW):
+        heads = Heads([head(100, time, unkept)])
+        consolidate(heads, Drafts())
+        assert heads.settled == {unkept: Settled(0, timedelta(), None)}
+
+
 def test_an_entity_at_home_in_dynamodb_is_brought_and_so_is_its_deletion() -> None:
     heads, drafts = Heads([head(5, JUST_NOW, STATE)]), Drafts()
     consolidate(heads, drafts)

@@ -118,7 +118,7 @@ class Consolidator:
         expire = head.expiring
         if before is None:
             again = now + _UNREADABLE_AGAIN
-        elif snapshots is not None:
+        elif snapshots is not None and snapshots.keep:
             keep = snapshots.keep
             at_rest = now - head.time >= _SETTLED
             # What others have only just brought may still be on its way to the history.

@@ -1,1 +1,1 @@
-"""Projections on DynamoDB."""
+"""The ports to DynamoDB: projections, heads, snapshots and idempotency records."""

@@ -11,6 +11,8 @@ from botocore.exceptions import ClientError
 from duostore_server.domain.errors import Store, StoreOverloadedError
 from duostore_server.domain.snapshots import DirtyHead
 from duostore_server.storage.dynamodb.asking import Patience
+from duostore_server.storage.dynamodb.attributes import UnreadableError, whole
+from duostore_server.storage.dynamodb.batch_get import get_items
 from duostore_server.storage.dynamodb.coalescer import Direct
 from duostore_server.storage.dynamodb.errors import ErrorEdge, error_code
 from duostore_server.storage.dynamodb.expiries import MAX_TOGETHER, Expiries
@@ -30,7 +32,7 @@ from duostore_server.storage.dynamodb.head_items import (
     shard_of,
     time_of,
 )
-from duostore_server.storage.dynamodb.head_payloads import UnreadableError, head_payload, whole
+from duostore_server.storage.dynamodb.head_payloads import head_payload
 from duostore_server.storage.dynamodb.idempotency import utc_now
 from duostore_server.storage.dynamodb.tables import snapshot_table
 
@@ -125,18 +127,8 @@ class DynamoDirtyHeads:
 
     def _fetch(self, keys: Sequence[EntityKey]) -> dict[EntityKey, Mapping[str, Any] | None]:
         """Return the heads, None where there is none; leave out what DynamoDB did not get to."""
-        with self._edge.translated():
-            response = self._client.batch_get_item(
-                RequestItems={
-                    self._table: {"Keys": [head_key(key) for key in keys], "ConsistentRead": True}
-                }
-            )
-        found: dict[EntityKey, Mapping[str, Any] | None] = dict.fromkeys(keys)
-        for unprocessed in response.get("UnprocessedKeys", {}).values():
-            for name in unprocessed["Keys"]:
-                del found[key_of(name["pk"]["S"])]
-        found |= {key_of(item["pk"]["S"]): item for item in response["Responses"][self._table]}
-        return found
+        wanted = {key: head_key(key) for key in keys}
+        return get_items(self._client, self._edge, self._table, wanted)
 
     def _dirty(
         self, key: EntityKey, item: Mapping[str, Any] | None, now: datetime

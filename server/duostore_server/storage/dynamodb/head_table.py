@@ -10,9 +10,11 @@ from botocore.exceptions import ClientError
 from duostore_server.domain.errors import Store, WriteOutcomeUnknownError
 from duostore_server.domain.snapshots import HeadWritten
 from duostore_server.domain.transactions import IfVersion
+from duostore_server.storage.dynamodb.attributes import UnreadableError, whole
+from duostore_server.storage.dynamodb.batch_get import get_items
 from duostore_server.storage.dynamodb.errors import error_code
 from duostore_server.storage.dynamodb.head_items import NONCE, NUMBER, TIME, head_key, time_of
-from duostore_server.storage.dynamodb.head_payloads import UnreadableError, too_large, whole
+from duostore_server.storage.dynamodb.head_payloads import too_large
 from duostore_server.storage.dynamodb.head_writes import decode_head
 from duostore_server.storage.dynamodb.idempotency import record_put
 from duostore_server.storage.dynamodb.transact import is_too_large, transact
@@ -84,21 +86,12 @@ class HeadTable:
 
         Strongly consistent. Keys that DynamoDB did not get to are left out.
         """
-        names = {str(key): key for key in keys}
-        with self._edge.translated():
-            response = self._client.batch_get_item(
-                RequestItems={
-                    self.table: {"Keys": [head_key(key) for key in keys], "ConsistentRead": True}
-                }
-            )
-        found: dict[EntityKey, Found] = dict.fromkeys(keys)
-        for unprocessed in response.get("UnprocessedKeys", {}).values():
-            for name in unprocessed["Keys"]:
-                del found[names[name["pk"]["S"]]]
-        for item in response["Responses"][self.table]:
-            key = names[item["pk"]["S"]]
-            found[key] = self._decoded(key, item)
-        return found
+        items = get_items(
+            self._client, self._edge, self.table, {key: head_key(key) for key in keys}
+        )
+        return {
+            key: None if item is None else self._decoded(key, item) for key, item in items.items()
+        }
 
     def apply(self, write: HeadWrite, attempt: Attempt) -> HeadWritten | NotApplied:
         """Apply a change by one update, if its condition holds.

@@ -19,6 +19,7 @@ from duostore_server.domain.errors import (
 )
 from duostore_server.domain.snapshots import Head
 from duostore_server.domain.transactions import Applied, IfAbsent, IfVersion
+from duostore_server.storage.dynamodb.attributes import ENCODING, PAYLOAD, UnreadableError, whole
 from duostore_server.storage.dynamodb.head_items import (
     DIRTY_SHARD,
     DUE_TIME,
@@ -34,14 +35,7 @@ from duostore_server.storage.dynamodb.head_items import (
     shard_of,
     time_of,
 )
-from duostore_server.storage.dynamodb.head_payloads import (
-    ENCODING,
-    PAYLOAD,
-    UnreadableError,
-    head_payload,
-    held,
-    whole,
-)
+from duostore_server.storage.dynamodb.head_payloads import head_payload, held
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,10 +17,11 @@ from duostore_server.domain.errors import (
 from duostore_server.domain.snapshots import HeadWritten
 from duostore_server.domain.transactions import Recorded
 from duostore_server.storage.dynamodb.asking import Patience
+from duostore_server.storage.dynamodb.attributes import UnreadableError
 from duostore_server.storage.dynamodb.calls import Calls, make_all
 from duostore_server.storage.dynamodb.coalescer import Coalescer, Direct
 from duostore_server.storage.dynamodb.errors import ErrorEdge
-from duostore_server.storage.dynamodb.head_payloads import UnreadableError, too_large
+from duostore_server.storage.dynamodb.head_payloads import too_large
 from duostore_server.storage.dynamodb.head_table import HeadTable, NotApplied
 from duostore_server.storage.dynamodb.head_writes import Attempt, head_write, refusal
 from duostore_server.storage.dynamodb.idempotency import (

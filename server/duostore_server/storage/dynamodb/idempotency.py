@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from duostore_server.domain.errors import Store
 from duostore_server.domain.transactions import Applied, Recorded
 from duostore_server.storage.dynamodb.asking import Patience
+from duostore_server.storage.dynamodb.batch_get import get_items
 from duostore_server.storage.dynamodb.coalescer import Coalescer, Direct
 from duostore_server.storage.dynamodb.errors import ErrorEdge
 from duostore_server.storage.dynamodb.head_items import SWEEP_TIME, micros, number, time_of
@@ -133,24 +134,14 @@ class RecordTable:
 
         Strongly consistent. Keys that DynamoDB did not get to are left out.
         """
-        names = {str(key): key for key in keys}
-        with self._edge.translated():
-            response = self._client.batch_get_item(
-                RequestItems={
-                    self._table: {
-                        "Keys": [{"pk": {"S": name}} for name in names],
-                        "ConsistentRead": True,
-                    }
-                }
-            )
-        found: dict[IdempotencyKey, Recorded | None] = dict.fromkeys(keys)
-        for unprocessed in response.get("UnprocessedKeys", {}).values():
-            for name in unprocessed["Keys"]:
-                del found[names[name["pk"]["S"]]]
+        items = get_items(
+            self._client, self._edge, self._table, {key: {"pk": {"S": str(key)}} for key in keys}
+        )
         now = self._now()
-        for item in response["Responses"][self._table]:
-            found[names[item["pk"]["S"]]] = decode_record(item, now, self._unreadable)
-        return found
+        return {
+            key: None if item is None else decode_record(item, now, self._unreadable)
+            for key, item in items.items()
+        }
 
     def put(self, puts: Sequence[_Put]) -> dict[_Put, None]:
         """Put up to 25 records of different keys; those DynamoDB did not get to are left out."""

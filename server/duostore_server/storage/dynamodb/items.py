@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from duostore_server.domain.entities import Form, Projection
-from duostore_server.storage.compression import CorruptError, compress, decompress
+from duostore_server.storage.compression import compress
+from duostore_server.storage.dynamodb.attributes import (
+    ENCODING,
+    MAX_ITEM_BYTES,
+    PAYLOAD,
+    ZSTD,
+    UnreadableError,
+    attribute,
+    payload_of,
+    whole,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,16 +31,9 @@ if TYPE_CHECKING:
 # what is wrong with it.
 Unreadable: TypeAlias = "Callable[[EntityKey, int, str], None]"
 
-# DynamoDB refuses items past 400 KB: the UTF-8 of every attribute's name and value.
-_MAX_ITEM_BYTES: Final = 400 * 1024
 # What a number may take: 38 digits, two a byte, and one for sign and exponent; and
 # one more.
 _NUMBER_BYTES: Final = 21
-_ZSTD: Final = "zstd"
-
-
-class _UnreadableError(Exception):
-    """An item is not what ``encode`` made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +65,10 @@ def encode(key: EntityKey, projection: Projection, *, compress_above: int) -> Wr
     if projection.payload is None:
         return write
     payload, compressed = compress(projection.payload, above=compress_above)
-    write.item["payload"] = {"B": payload}
+    write.item[PAYLOAD] = {"B": payload}
     if compressed:
-        write.item["encoding"] = {"S": _ZSTD}
-    return write if write.size <= _MAX_ITEM_BYTES else stub(write)
+        write.item[ENCODING] = {"S": ZSTD}
+    return write if write.size <= MAX_ITEM_BYTES else stub(write)
 
 
 def stub(write: Write) -> Write:
@@ -93,40 +96,24 @@ def decode(key: EntityKey, item: Mapping[str, Any], unreadable: Unreadable) -> P
     try:
         version = _version(item)
         return _projection(version, item)
-    except (_UnreadableError, CorruptError) as error:
+    except UnreadableError as error:
         unreadable(key, version, str(error))
         return Projection(version, Form.STUB)
 
 
 def _projection(version: int, item: Mapping[str, Any]) -> Projection:
-    form = _attribute(item, "form", "S")
+    form = attribute(item, "form", "S")
     if form == Form.TOMBSTONE.value:
         return Projection(version, Form.TOMBSTONE)
     if form == Form.STUB.value:
         return Projection(version, Form.STUB)
     if form != Form.VALUE.value:
-        raise _UnreadableError(f"unknown form {form!r}")
-    payload = _attribute(item, "payload", "B")
-    if "encoding" in item:
-        encoding = _attribute(item, "encoding", "S")
-        if encoding != _ZSTD:
-            raise _UnreadableError(f"unknown encoding {encoding!r}")
-        payload = decompress(payload)
-    return Projection(version, Form.VALUE, payload)
+        raise UnreadableError(f"unknown form {form!r}")
+    return Projection(version, Form.VALUE, payload_of(item))
 
 
 def _version(item: Mapping[str, Any]) -> int:
-    text = _attribute(item, "version", "N")
-    # Versions are whole and start at 1; DynamoDB would show others as -1, 1.5 or 1E+30.
-    if not text.isdecimal() or text == "0":
-        raise _UnreadableError(f"version {text!r}")
-    return int(text)
-
-
-def _attribute(item: Mapping[str, Any], name: str, kind: str) -> Any:  # noqa: ANN401 - str or bytes
-    """Return an attribute's value, of DynamoDB's type ``kind``."""
-    try:
-        return item[name][kind]
-    except KeyError:
-        found = "missing" if name not in item else f"of type {'/'.join(item[name])}"
-        raise _UnreadableError(f"attribute {name!r} is {found}") from None
+    version = whole(item, "version")
+    if version == 0:
+        raise UnreadableError("version 0")
+    return version

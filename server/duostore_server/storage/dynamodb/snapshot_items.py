@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from duostore_server.domain.entities import Form
 from duostore_server.domain.snapshots import StoredSnapshot
+from duostore_server.storage.dynamodb.attributes import (
+    ENCODING,
+    PAYLOAD,
+    UnreadableError,
+    payload_of,
+    whole,
+)
 from duostore_server.storage.dynamodb.head_items import (
     DIRTY_SHARD,
     DUE_TIME,
@@ -25,14 +32,7 @@ from duostore_server.storage.dynamodb.head_items import (
     shard_of,
     time_of,
 )
-from duostore_server.storage.dynamodb.head_payloads import (
-    ENCODING,
-    PAYLOAD,
-    UnreadableError,
-    head_payload,
-    payload_of,
-    whole,
-)
+from duostore_server.storage.dynamodb.head_payloads import head_payload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,9 +9,11 @@ from botocore.exceptions import ClientError
 
 from duostore_server.domain.errors import Store, WriteOutcomeUnknownError
 from duostore_server.domain.transactions import Applied, Recorded
+from duostore_server.storage.dynamodb.attributes import UnreadableError, whole
+from duostore_server.storage.dynamodb.batch_get import get_items
 from duostore_server.storage.dynamodb.errors import error_code
 from duostore_server.storage.dynamodb.head_items import NUMBER, head_key, names, number
-from duostore_server.storage.dynamodb.head_payloads import UnreadableError, too_large, whole
+from duostore_server.storage.dynamodb.head_payloads import too_large
 from duostore_server.storage.dynamodb.idempotency import record_put
 from duostore_server.storage.dynamodb.snapshot_items import (
     decode_snapshot,
@@ -210,25 +212,17 @@ class SnapshotTable:
 
         Strongly consistent. Slots that DynamoDB did not get to are left out.
         """
-        named = {(str(slot.key), slot.sk): slot for slot in slots}
-        with self._edge.translated():
-            response = self._client.batch_get_item(
-                RequestItems={
-                    self._table: {
-                        "Keys": [{"pk": {"S": pk}, "sk": {"S": sk}} for pk, sk in named],
-                        "ConsistentRead": True,
-                    }
-                }
-            )
-        found: dict[Slot, StoredSnapshot | None] = dict.fromkeys(slots)
-        for unprocessed in response.get("UnprocessedKeys", {}).values():
-            for name in unprocessed["Keys"]:
-                del found[named[name["pk"]["S"], name["sk"]["S"]]]
+        items = get_items(
+            self._client,
+            self._edge,
+            self._table,
+            {slot: {"pk": {"S": str(slot.key)}, "sk": {"S": slot.sk}} for slot in slots},
+        )
         now = self._now()
-        for item in response["Responses"][self._table]:
-            slot = named[item["pk"]["S"], item["sk"]["S"]]
-            found[slot] = decode_snapshot(slot.key, item, now, self._unreadable)
-        return found
+        return {
+            slot: None if item is None else decode_snapshot(slot.key, item, now, self._unreadable)
+            for slot, item in items.items()
+        }
 
     def pages(self, requests: Sequence[PageRequest]) -> dict[PageRequest, Page]:
         """Return the page that each asks for, by one call each. Strongly consistent."""

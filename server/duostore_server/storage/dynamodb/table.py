@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from botocore.exceptions import ClientError
 
 from duostore_server.domain.entities import Form
+from duostore_server.storage.dynamodb.batch_get import get_items
 from duostore_server.storage.dynamodb.errors import error_code, is_overload
 from duostore_server.storage.dynamodb.items import decode, stub
 from duostore_server.storage.dynamodb.statements import EXPECTED_REFUSALS, refusal, statement
+from duostore_server.storage.dynamodb.transact import is_too_large
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,24 +63,13 @@ class ProjectionTable:
 
         Strongly consistent. Keys that DynamoDB did not get to are left out.
         """
-        names = {str(key): key for key in keys}
-        with self._edge.translated():
-            response = self._client.batch_get_item(
-                RequestItems={
-                    self._table: {
-                        "Keys": [{"pk": {"S": name}} for name in names],
-                        "ConsistentRead": True,
-                    }
-                }
-            )
-        held: dict[EntityKey, Projection | None] = dict.fromkeys(keys)
-        for unprocessed in response.get("UnprocessedKeys", {}).values():
-            for name in unprocessed["Keys"]:
-                del held[names[name["pk"]["S"]]]
-        for item in response["Responses"][self._table]:
-            key = names[item["pk"]["S"]]
-            held[key] = decode(key, item, self._unreadable)
-        return held
+        items = get_items(
+            self._client, self._edge, self._table, {key: {"pk": {"S": str(key)}} for key in keys}
+        )
+        return {
+            key: None if item is None else decode(key, item, self._unreadable)
+            for key, item in items.items()
+        }
 
     def put(self, writes: Sequence[Write]) -> dict[Write, Projection]:
         """Store each write unless the version held is the same or newer; return what is held."""
@@ -101,7 +92,7 @@ class ProjectionTable:
                 if error_code(error) == "ConditionalCheckFailedException":
                     # Also when the put had succeeded, its reply was lost and it was sent again.
                     return decode(write.key, _old_item(error), self._unreadable)
-                if write.projection.form is Form.VALUE and _is_too_large(error):
+                if write.projection.form is Form.VALUE and is_too_large(error):
                     return self._put(stub(write))
                 raise
         return write.projection
@@ -147,10 +138,3 @@ class ProjectionTable:
 def _old_item(error: ClientError) -> Mapping[str, Any]:
     """Return the item that a condition was not true of."""
     return cast("Mapping[str, Any]", error.response.get("Item", {}))
-
-
-def _is_too_large(error: ClientError) -> bool:
-    """Return whether an item was refused for a size that we had counted otherwise."""
-    return error_code(error) == "ValidationException" and "size has exceeded" in error.response[
-        "Error"
-    ].get("Message", "")
