@@ -3,6 +3,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# By path, where setuptools has finders by default. Those come last: a folder named duostore
+# beside a script, such as a clone of this repository, would hide the package.
+EDITABLE := --config-settings editable_mode=compat
 REQUIREMENTS := pyproject.toml clients/python/pyproject.toml constraints.txt
 # The first Python that is new enough. Looked for only when .venv is made.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
@@ -71,13 +74,13 @@ endif
 $(VENV)/embedded.stamp: $(REQUIREMENTS)
 	$(make-venv)
 	@echo "Installing the server into $(VENV); the first time this takes about a minute ..."
-	@$(PIP) install -c constraints.txt -e clients/python -e '.[embedded]'
+	@$(PIP) install -c constraints.txt $(EDITABLE) -e clients/python -e '.[embedded]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(REQUIREMENTS)
 	$(make-venv)
 	@echo "Installing the server and its tools into $(VENV); the first time this takes about a minute ..."
-	@$(PIP) install -c constraints.txt -e clients/python -e '.[embedded,dev]'
+	@$(PIP) install -c constraints.txt $(EDITABLE) -e clients/python -e '.[embedded,dev]'
 	@touch $@ $(VENV)/embedded.stamp
 
 define make-venv

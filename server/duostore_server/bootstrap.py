@@ -93,6 +93,10 @@ _PROBE_EVERY_SECONDS: Final = 1.0
 _DEFERRED_EVERY_SECONDS: Final = 0.05
 _COMPLETIONS_AT_A_TIME: Final = 500
 _ANSWERS_AT_A_TIME: Final = 100
+# A history put begins within the head's timeout, and lasts for its own two attempts.
+_LEAST_SETTLED: Final = 5.0
+# It reads whole documents before it finds that Aurora is down, and nobody waits for it.
+_CONSOLIDATOR_BACKOFF_SECONDS: Final = 10.0
 _PURGE_EVERY_SECONDS: Final = 10.0
 _PURGE_SECONDS: Final = 2.0
 _PURGED_AT_A_TIME: Final = 1000
@@ -254,6 +258,7 @@ def _data_access(
     writer = Writer(
         committer=Committer(
             authority=stores.authority,
+            rows=stores.rows,
             records=stores.records,
             propagation=Propagation(stores.projections, stores.cache, codec.encode),
             completions=completions,
@@ -305,6 +310,7 @@ def background(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator
             policies=policies_of(settings),
             now=_now,
             batch=settings.consolidator.batch,
+            settled=timedelta(seconds=max(_LEAST_SETTLED, 4 * settings.dynamodb.read_timeout)),
             consolidated=metrics.consolidated,
             each=folding.map,
         )
@@ -315,7 +321,16 @@ def background(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator
 
         stack.enter_context(_loop("purge", purge, _PURGE_EVERY_SECONDS, metrics))
         rest = settings.consolidator.poll
-        stack.enter_context(_loop("consolidator", consolidator.run_once, rest, metrics))
+        stack.enter_context(
+            Loop(
+                "consolidator",
+                consolidator.run_once,
+                rest=rest,
+                jitter=_jitter,
+                observer=metrics,
+                longest=_CONSOLIDATOR_BACKOFF_SECONDS,
+            )
+        )
         poll = settings.projector.poll
         stack.enter_context(_loop("projector", projector.run_once, poll, metrics))
         stack.enter_context(_loop("backlog", show_backlog, _BACKLOG_EVERY_SECONDS, metrics))

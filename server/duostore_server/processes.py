@@ -15,7 +15,12 @@ from duostore_server.domain.errors import Store, StoreUnavailableError
 from duostore_server.embedded.dynamodb import EmbeddedDynamoDB
 from duostore_server.embedded.postgres import EmbeddedPostgres
 from duostore_server.stopping import stop_on_signals, stop_with_supervisor
-from duostore_server.storage.aurora.migrate import MigrationError, ensure_current, migrate
+from duostore_server.storage.aurora.migrate import (
+    MigrationError,
+    ensure_current,
+    forget_drafts,
+    migrate,
+)
 from duostore_server.storage.dynamodb.tables import create_tables
 from duostore_server.telemetry.causes import cause_of
 from duostore_server.telemetry.exposition import exposed
@@ -133,6 +138,8 @@ def run_dev(settings: Settings, data: Path, ready: Callable[[], None]) -> None:
         dynamodb = stack.enter_context(EmbeddedDynamoDB())
         settings = settings.embedded(dsn=postgres.dsn(), endpoint_url=dynamodb.endpoint_url)
         migrate(postgres.dsn())
+        # Of snapshots that the emulated DynamoDB, empty at each start, counts anew.
+        forget_drafts(postgres.dsn())
         client = bootstrap.dynamodb_client(settings)
         create_tables(client, prefix=settings.dynamodb.table_prefix, pause=stop.wait)
         client.close()

@@ -78,7 +78,7 @@ def test_a_head_is_due_after_its_time(engine: Engine, payload: bytes) -> None:
     engine.clock.turn(seconds=CONSOLIDATE_AFTER.total_seconds(), microseconds=-1)
     assert engine.due() == []
     engine.clock.turn(microseconds=1)
-    expected = DirtyHead(KEY, 1, payload, START, 0)
+    expected = DirtyHead(KEY, 1, payload, START, history=1)
     assert engine.found() == expected
     # It stays so until it is settled.
     assert engine.due() == [expected]
@@ -89,7 +89,25 @@ def test_the_oldest_snapshot_decides_when_and_the_newest_what(engine: Engine) ->
     engine.clock.turn(seconds=20)
     engine.append(b"newest")
     engine.clock.turn(seconds=10)
-    assert engine.found() == DirtyHead(KEY, 2, b"newest", START + timedelta(seconds=20), 0)
+    assert engine.found() == DirtyHead(KEY, 2, b"newest", START + timedelta(seconds=20), history=2)
+
+
+def test_a_head_tells_how_far_its_history_goes(engine: Engine) -> None:
+    engine.append()
+    engine.append(in_history=False)
+    assert engine.found_when_due().history == 1
+    engine.append()
+    assert engine.found().history == 3
+
+
+def test_of_many_due_heads_some_are_told_and_that_there_are_more(engine: Engine) -> None:
+    for number in range(5):
+        engine.append(key=key_of(number))
+    engine.clock.turn(seconds=CONSOLIDATE_AFTER.total_seconds())
+    eventually(lambda: len(engine.due()) == 5, within=PATIENCE_SECONDS, what="all are due")
+    some = engine.dirty.due(3, soon())
+    assert (len(some.heads), some.more) == (3, True)
+    assert not engine.dirty.due(6, soon()).more
 
 
 def test_a_settled_head_is_clean_until_it_moves(engine: Engine) -> None:
@@ -133,7 +151,7 @@ def test_only_a_conditional_settlement_loses_nothing(
     head = engine.found_when_due()
     engine.append()
     dirty = kind(engine.client, prefix=engine.prefix, unreadable=lambda *_: None, now=engine.clock)
-    dirty.settle(head, expire=0, keep=HOUR, next_due=None, deadline=soon())
+    dirty.settle(head, expire=0, keep=HOUR, clean=True, next_due=engine.clock(), deadline=soon())
     item = engine.item()
     assert item is not None
     assert ("due_time" in item) == (kind is DynamoDirtyHeads)
@@ -250,7 +268,7 @@ def test_a_deleted_entity_is_dirty_too(engine: Engine) -> None:
     engine.append()
     tombstone = {"form": {"S": "tombstone"}, "payload": None, "number": {"N": "2"}}
     engine.change(engine.item(), **tombstone)
-    assert engine.found_when_due() == DirtyHead(KEY, 2, None, START, 0)
+    assert engine.found_when_due() == DirtyHead(KEY, 2, None, START, history=1)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +376,7 @@ def test_nothing_is_begun_after_the_deadline(engine: Engine) -> None:
     with pytest.raises(DeadlineExceededError):
         engine.dirty.due(1, late)
     with pytest.raises(DeadlineExceededError):
-        engine.dirty.settle(head, expire=1, keep=HOUR, next_due=None, deadline=late)
+        engine.dirty.settle(head, expire=1, keep=HOUR, clean=True, next_due=START, deadline=late)
     assert engine.found() == head
     assert "expire_time" not in (engine.item(KEY, 1) or {})
 
@@ -372,4 +390,6 @@ def test_a_missing_table_is_a_store_that_cannot_be_used(engine: Engine) -> None:
         lost.due(1, soon())
     for expire in (0, 1):
         with pytest.raises(StoreUnavailableError):
-            lost.settle(head, expire=expire, keep=HOUR, next_due=None, deadline=soon())
+            lost.settle(
+                head, expire=expire, keep=HOUR, clean=True, next_due=engine.clock(), deadline=soon()
+            )

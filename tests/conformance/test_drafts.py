@@ -60,14 +60,19 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     def held() -> Mapping[EntityKey, Draft]:
         with psycopg.connect(dsn) as connection:
             rows = connection.execute(
-                "SELECT tenant, kind, id, sequence, data, deleted, update_time FROM duostore.draft"
+                "SELECT tenant, kind, id, sequence, data, deleted, update_time, expire_time"
+                " FROM duostore.draft"
             ).fetchall()
-        assert all(deleted == (data is None) for *_, data, deleted, _ in rows)
+        assert all(deleted == (data is None) for *_, data, deleted, _, _ in rows)
         return {
             (name := EntityKey(tenant, kind, id_)): Draft(
-                name, sequence, data, update_time.astimezone(UTC)
+                name,
+                sequence,
+                data,
+                update_time.astimezone(UTC),
+                expire_time and expire_time.astimezone(UTC),
             )
-            for tenant, kind, id_, sequence, data, _, update_time in rows
+            for tenant, kind, id_, sequence, data, _, update_time, expire_time in rows
         }
 
     return Engine(AuroraDrafts(pool), held)
@@ -87,6 +92,7 @@ def test_a_draft_is_held_as_it_was_given(engine: Engine) -> None:
         draft("a", 1),
         Draft(key("b"), 2**62, data, NOON),
         Draft(EntityKey("", "k", "#{}\\ NULL"), 3, None, NOON),
+        Draft(key("c"), 1, {}, NOON, NOON + timedelta(hours=24)),
     ]
     assert engine.fold(*given) == {each.key: 0 for each in given}
     assert engine.held() == {each.key: each for each in given}

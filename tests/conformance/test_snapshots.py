@@ -24,11 +24,12 @@ from duostore_server.domain.errors import (
     StoreUnavailableError,
 )
 from duostore_server.domain.keys import EntityKey
-from duostore_server.domain.snapshots import Appended, StoredSnapshot
+from duostore_server.domain.snapshots import Appended, SnapshotPage, StoredSnapshot
 from duostore_server.embedded.dynamodb import EmbeddedDynamoDB
 from duostore_server.storage.dynamodb.head_items import micros, number
 from duostore_server.storage.dynamodb.head_payloads import held
 from duostore_server.storage.dynamodb.snapshots import open_snapshots
+from tests.support.dynamodb_traffic import Traffic
 from tests.support.snapshot_engines import (
     COMPRESS_ABOVE,
     KEY,
@@ -225,13 +226,17 @@ def test_what_has_expired_is_gone_to_the_microsecond(engine: Engine) -> None:
     assert engine.read() == engine.read(3) == stored(3)
 
 
-def test_pages_go_on_past_what_has_expired(engine: Engine) -> None:
+def test_pages_end_where_all_has_expired(engine: Engine) -> None:
+    """There may be any number of items below that DynamoDB has not swept yet."""
     for _ in range(8):
         engine.append()
-    expire(engine, range(3, 7), timedelta())
+    expire(engine, range(1, 6), timedelta())
+    assert engine.sequences() == [8, 7, 6]
     page = engine.page(7, 2)
-    assert page.snapshots == (stored(2), stored(1))
-    assert engine.sequences() == [8, 7, 2, 1]
+    assert (page.snapshots, page.more) == ((stored(6),), True)
+    with Traffic(engine.client).watched() as traffic:
+        assert engine.page(5, 2) == SnapshotPage((), more=False)
+    assert traffic.sent == {"Query": 1}
     expire(engine, range(1, 9), timedelta())
     assert engine.sequences() == [8]
     assert not engine.page(8, 2).more

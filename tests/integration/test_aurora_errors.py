@@ -32,7 +32,7 @@ LOST = [
 ROLLED_BACK = {
     "25006": StoreUnavailableError,
     "57014": StoreTimeoutError,
-    "55P03": StoreTimeoutError,
+    "55P03": StoreOverloadedError,
     "40001": StoreOverloadedError,
     "40P01": StoreOverloadedError,
     "53000": StoreOverloadedError,

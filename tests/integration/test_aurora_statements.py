@@ -131,7 +131,7 @@ def test_the_server_gives_up_at_the_deadline_and_nothing_is_written(
 def test_the_server_gives_up_waiting_for_a_lock(dsn: str) -> None:
     with AuroraPool(dsn, lock_timeout=0.05, wait=10) as pool:
         save(pool)
-        with locked(dsn, KEY), pytest.raises(StoreTimeoutError) as raised:
+        with locked(dsn, KEY), pytest.raises(StoreOverloadedError) as raised:
             save(pool)
         assert save(pool) == 2
     assert isinstance(raised.value.__cause__, psycopg.errors.LockNotAvailable)
@@ -382,6 +382,7 @@ def test_the_session_is_set_up(dsn: str) -> None:
             "statement_timeout": "3s",
             "lock_timeout": "500ms",
             "idle_in_transaction_session_timeout": "5s",
+            "client_connection_check_interval": "200ms",
             "default_transaction_isolation": "read committed",
             "TimeZone": "UTC",
             "application_name": "duostore",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,7 @@ from tests.support.authority_faults import (
     terminate,
     wait_until_blocked,
 )
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -293,7 +296,7 @@ def test_who_waits_in_vain_is_told_of_a_duplicate_if_there_can_be_one(
         with locked(dsn, key("a")):
             with pytest.raises(DuplicateInProgressError):
                 write(pool, write_of(*mutations, idempotency=ONCE))
-            with pytest.raises(StoreTimeoutError):
+            with pytest.raises(StoreOverloadedError):
                 write(pool, write_of(*mutations))
         assert versions(dsn) == {"a": 1}
         assert not write(pool, write_of(*mutations, idempotency=ONCE)).replayed
@@ -387,3 +390,48 @@ def test_an_operator_can_retire_what_is_old_as_the_comment_says(dsn: str, pool: 
     write(pool, write_of(save("a")))
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         query(dsn, "DELETE FROM duostore.audit")
+
+
+def test_a_transaction_that_was_given_up_on_does_not_go_on(dsn: str) -> None:
+    """Its statements have all been sent, and each has all the time of the call on the server."""
+    names = [f"k{number:02}" for number in range(12)]
+    released: list[str] = []
+    ended = threading.Event()
+    with (
+        AuroraPool(dsn, wait=10, statement_timeout=1, lock_timeout=1) as pool,
+        ExitStack() as stack,
+    ):
+        for name in names:
+            write(pool, write_of(save(name)))
+        holders = {name: stack.enter_context(psycopg.connect(dsn)) for name in names[1:]}
+        for name, holder in holders.items():
+            holder.execute("SELECT FROM duostore.entity WHERE id = %s FOR UPDATE", (name,))
+
+        def release_one_after_another() -> None:
+            for name, holder in holders.items():
+                ended.wait(0.7)
+                released.append(name)
+                holder.rollback()
+
+        with ThreadPoolExecutor(1) as threads:
+            releasing = threads.submit(release_one_after_another)
+            try:
+                with pytest.raises(StoreTimeoutError):
+                    write(pool, write_of(*map(save, names)))
+                eventually(lambda: is_free(dsn, names[0]), within=30, what="its locks are gone")
+                assert names[-1] not in released
+            finally:
+                ended.set()
+            releasing.result(10)
+    assert set(versions(dsn).values()) == {1}
+
+
+def is_free(dsn: str, name: str) -> bool:
+    with psycopg.connect(dsn) as connection:
+        try:
+            connection.execute(
+                "SELECT FROM duostore.entity WHERE id = %s FOR UPDATE NOWAIT", (name,)
+            )
+        except psycopg.errors.LockNotAvailable:
+            return False
+    return True

@@ -478,7 +478,14 @@ def test_a_settlement_that_has_no_time_left_keeps_what_it_did(
     traffic.answered = end_after_a_call
     # Seven tenths of it are for the history: gone, as soon as one call was made.
     deadline = Deadline(100.0, clock=lambda: 80.0 if deadline_over[0] else 0.0)
-    engine.dirty.settle(head, expire=60, keep=CONSOLIDATE_AFTER, next_due=None, deadline=deadline)
+    engine.dirty.settle(
+        head,
+        expire=60,
+        keep=CONSOLIDATE_AFTER,
+        clean=True,
+        next_due=engine.clock(),
+        deadline=deadline,
+    )
     assert engine.found().expiring == 25
     engine.settle(engine.found(), expire=60)
     assert engine.due() == []

@@ -91,16 +91,24 @@ class Stage(Deployment):
 
         self.world.actor(name, work)
 
-    def repeater(self, name: str, key: EntityKey = KEY, *, times: int = 2) -> None:
+    def repeater(
+        self,
+        name: str,
+        key: EntityKey = KEY,
+        *,
+        times: int = 2,
+        precondition: IfVersion | None = None,
+    ) -> None:
         """Add a process that sends one idempotent Save, the same as every other repeater.
 
-        It is sent again until it is answered, and once more after that.
+        It is sent so often, answered or not. With a ``precondition`` that held when the
+        others began, no refusal is right: nobody else may write the entity.
         """
 
         def work() -> None:
             writer = self.make_writer(name)
             once = {"once": "only"}
-            save = partial(writer.save, key, once, None, idempotency_key=f"only {key}")
+            save = partial(writer.save, key, once, precondition, idempotency_key=f"only {key}")
             for _ in range(times):
                 self.write(key, save, once=once)
 
@@ -223,7 +231,11 @@ class Stage(Deployment):
         """Save or delete as the calling actor; return the version, or None if refused."""
         try:
             outcome = write(soon(), origin=_ORIGIN)
-        except (RefusalError, DuplicateInProgressError, WriteOutcomeUnknownError):
+        except RefusalError as refusal:
+            if once is not None:
+                raise ViolationError("C2", f"{once} is refused: {refusal}") from refusal
+            return None
+        except (DuplicateInProgressError, WriteOutcomeUnknownError):
             return None
         except StoreError as error:
             self.claims.write_failed(error, excused=self._is_excused(key))

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
-from duostore_server.storage.dynamodb.heads import direct_heads
-
 from duostore_server import codec
 from duostore_server.access.checks import Checks
 from duostore_server.access.committing import Committer
@@ -29,6 +27,7 @@ from duostore_server.access.writing import Writer
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.policies import Home, KindPolicy, Policies, ProjectionMode
 from duostore_server.storage.cache.memcached import MemcachedCache
+from duostore_server.storage.dynamodb.heads import direct_heads
 from duostore_server.storage.dynamodb.idempotency import direct_records
 from duostore_server.storage.dynamodb.projections import direct_projections
 from duostore_server.workers.deferred import Deferred
@@ -115,6 +114,7 @@ class Deployment(Stores):
         return Writer(
             committer=Committer(
                 authority=self.authority,
+                rows=self.authority,
                 records=self._records(),
                 propagation=self._propagation(),
                 completions=self.completer_beside(name),

@@ -12,7 +12,13 @@ from duostore_server.access.reading import Reader
 from duostore_server.access.sources import ProjectedSource
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.entities import Lease
-from duostore_server.domain.errors import Store, StoreError, StoreUnavailableError
+from duostore_server.domain.errors import (
+    Store,
+    StoreError,
+    StoreUnavailableError,
+    VersionMismatchError,
+)
+from duostore_server.domain.transactions import Change, IfVersion
 from duostore_server.storage.cache.memcached import MemcachedCache
 from tests.interleaving import scenes
 from tests.interleaving.deployment import Design
@@ -25,7 +31,6 @@ if TYPE_CHECKING:
     from duostore_server.domain.entities import Cached, Entity, Projection, Reading
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.transactions import (
-        Change,
         Committed,
         Outcome,
         Transaction,
@@ -209,6 +214,20 @@ class _ForgetsTheKey(FakeAuthority):
         return super().write(replace(transaction, idempotency=None), deadline)
 
 
+class _RefusesBeforeItRecalls(FakeAuthority):
+    """Looks at the precondition first, and at what was applied earlier only if it holds."""
+
+    def write(self, transaction: Transaction, deadline: Deadline) -> Committed:
+        held = self.read([mutation.key for mutation in transaction.mutations], deadline)
+        for mutation in transaction.mutations:
+            expected = mutation.precondition if isinstance(mutation, Change) else None
+            found = held.get(mutation.key)
+            version = found.version if found else 0
+            if isinstance(expected, IfVersion) and expected.version != version:
+                raise VersionMismatchError(expected.version, version)
+        return super().write(transaction, deadline)
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A design with a fault, the claim that it breaks first in ``scene``, whatever the order."""
@@ -260,6 +279,9 @@ MUTANTS: Mapping[str, Mutant] = {
     ),
     "idempotency key not taken with the write": Mutant(
         "C2", scenes.two_repeat, Design(authority=_ForgetsTheKey)
+    ),
+    "a repetition refused for what it did itself": Mutant(
+        "C2", scenes.two_repeat_what_had_to_be, Design(authority=_RefusesBeforeItRecalls)
     ),
     "strong read from DynamoDB": Mutant(
         "C6", scenes.strong_read, Design(reader=_StrongFromDynamoDB)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from duostore_server.domain.transactions import IfVersion
 from tests.interleaving.stores import ASYNC, ASYNC_OTHER, PROJECTED, STATE
 
 if TYPE_CHECKING:
@@ -217,6 +218,20 @@ def two_repeat_state(s: Stage) -> None:
     s.event("kill", lambda: s.kill("repeater1"))
 
 
+def two_repeat_what_had_to_be(s: Stage) -> None:
+    s.prime()
+    s.repeater("repeater1", times=1, precondition=IfVersion(1))
+    s.repeater("repeater2", times=1, precondition=IfVersion(1))
+    s.event("kill", lambda: s.kill("repeater1"))
+
+
+def two_repeat_what_state_had_to_be(s: Stage) -> None:
+    s.prime(STATE)
+    s.repeater("repeater1", STATE, precondition=IfVersion(1))
+    s.repeater("repeater2", STATE, times=1, precondition=IfVersion(1))
+    s.event("kill", lambda: s.kill("repeater1"))
+
+
 def state_of_two_savers_and_two_readers(s: Stage) -> None:
     s.prime(STATE, cached=True)
     s.saver("saver1", STATE)
@@ -269,6 +284,8 @@ SMALL = [
     state_without_aurora,
     two_repeat,
     two_repeat_state,
+    two_repeat_what_had_to_be,
+    two_repeat_what_state_had_to_be,
 ]
 LARGER = [
     state_of_two_savers_and_two_readers,

@@ -84,7 +84,7 @@ def test_a_snapshot_that_would_be_changed_is_not_sent(
         ([], "repeat the command; to be stored twice does no harm."),
         (
             ["--idempotency-key", "k"],
-            "repeat the command as it is; its idempotency key lets it be applied once.",
+            "repeat the command with --idempotency-key k, and it is applied once.",
         ),
     ],
 )
@@ -179,9 +179,12 @@ def test_publish_saves_a_snapshot(service: RecordingService, served: Served) -> 
     duostore(*arguments, "--sequence", "7", "--if-version", "3", "--idempotency-key", "k")
     duostore(*arguments, "--if-absent")
     sent = [json_format.MessageToDict(asked.request) for asked in service.asked]
+    made, given, other = (request.pop("idempotencyKey") for request in sent)
+    assert given == "k"
+    assert made != other
     assert sent == [
         {"key": KEY, "fromSnapshot": "0"},
-        {"key": KEY, "fromSnapshot": "7", "ifVersion": "3", "idempotencyKey": "k"},
+        {"key": KEY, "fromSnapshot": "7", "ifVersion": "3"},
         {"key": KEY, "fromSnapshot": "0", "ifAbsent": True},
     ]
 
@@ -248,8 +251,14 @@ def test_the_mutation_that_is_refused_is_named_with_its_line(
     assert (ran.exit_code, ran.stdout) == (1, "")
     assert ran.stderr.splitlines() == [
         "mutations[2] (line 5): expected 5, but it has 6 (VERSION_MISMATCH, request id r-1)",
-        "Read it again and decide anew.",
+        'Read it again, decide anew, and name the version that you read by "if_version".',
     ]
+    exists = status(grpc.StatusCode.ALREADY_EXISTS, "mutations[0]: it exists", "ENTITY_EXISTS")
+    service.failing = lambda _: exists
+    ran = duostore("transact", "-", "--target", served.address, stdin=LINES)
+    assert ran.stderr.splitlines()[1] == (
+        'To replace it leave the mutation\'s "if_absent" out, or name its version by "if_version".'
+    )
     bad = invalid(**{"mutations[0]__save__data__n": "is bad", "mutations[9]": "is one too many"})
     service.failing = lambda _: bad
     ran = duostore("transact", "-", "--target", served.address, stdin=LINES)
@@ -275,6 +284,13 @@ def test_all_that_is_wrong_with_a_transaction_is_said_at_once(
         '{"check": {"if_version": 9007199254740993}}',
         deep,
         '{"save": {"data": {"t": "\\u0000"}}}',
+        '{"save": 3}',
+        '{"delete": []}',
+        '{"check": {"key": "k/i", "if_version": 1.5}}',
+        '{"save": {"key": {"kind": 3, "id": null}, "data": [1], "if_absent": 1}}',
+        '{"check": {"key": {"kind": "k"}, "if_version": [1e400]}}',
+        '{"check": {"if_version": "99999999999999999999"}}',
+        '{"\\ud800": 1}',
         '{"delete": {"key": {"kind": "k", "id": "i"}}}',
     ]
     ran = duostore("transact", "-", "--target", served.address, stdin="\n".join(lines))
@@ -282,15 +298,27 @@ def test_all_that_is_wrong_with_a_transaction_is_said_at_once(
     said = ran.stderr.splitlines()
     assert said[0] == "the transaction cannot be saved as it is; nothing was sent"
     expected = [
-        r"mutations\[0\] \(line 1\)\.save\.data\.n: is 12345678901234567890, a number beyond",
+        r"mutations\[0\] \(line 1\)\.save\.data\.n: is 12345678901234567890, a number of 2\^53",
         r"mutations\[1\] \(line 2\): is not JSON: Expecting property name .*: column 2$",
         r"mutations\[2\] \(line 3\)\.save\.data: has the name 'a' twice",
-        r"mutations\[3\] \(line 4\): is not a JSON object but a list",
-        r"mutations\[4\] \(line 5\): is no mutation: .*no field named \"sav\"",
+        r"mutations\[3\] \(line 4\): is not a JSON object, of save, delete, check, but a list$",
+        r"mutations\[4\] \(line 5\): has no field 'sav', but save, delete, check$",
         r"mutations\[5\] \(line 6\): is no mutation: .*oneof",
         r"mutations\[6\] \(line 7\)\.check\.if_version: is 9007199254740993, .* as a string",
         r"mutations\[7\] \(line 8\)\.save\.data(\.a)+: nests deeper than 20 levels",
         r"mutations\[8\] \(line 9\)\.save\.data\.t: holds the character U\+0000",
+        r"mutations\[9\] \(line 10\)\.save: is not a JSON object, of key, data, .*, but a number$",
+        r"mutations\[10\] \(line 11\)\.delete: is not a JSON object, of key, if_version, but a",
+        r"mutations\[11\] \(line 12\)\.check\.key: is not .*, of tenant, kind, id, but a string$",
+        r"mutations\[11\] \(line 12\)\.check\.if_version: is not a whole number",
+        r"mutations\[12\] \(line 13\)\.save\.key\.kind: is not a string but a number$",
+        r"mutations\[12\] \(line 13\)\.save\.data: is not a JSON object, but a list$",
+        r"mutations\[12\] \(line 13\)\.save\.if_absent: is not true or false but a number$",
+        r"mutations\[13\] \(line 14\)\.check\.if_version\[0\]: is 1e400, a number",
+        r"mutations\[13\] \(line 14\)\.check\.if_version: is not a whole number",
+        r"mutations\[14\] \(line 15\): is no mutation: .*99999999999999999999",
+        r"mutations\[15\] \(line 16\): has a name with one half of a surrogate pair",
+        r"mutations\[15\] \(line 16\): has no field '\\+ud800', but save, delete, check$",
     ]
     for line, pattern in zip(said[1:], expected, strict=True):
         assert re.match(f"  {pattern}", line), line

@@ -92,6 +92,14 @@ def test_every_line_is_saved(service: RecordingService, served: Served, source: 
     assert _files(source) == {""}
 
 
+def test_who_calls_goes_with_every_line(
+    service: RecordingService, served: Served, source: Path
+) -> None:
+    _write(source, "abcde")
+    assert _load(source, served, "--caller", "jobs/import").exit_code == 0
+    assert [asked.metadata["x-caller"] for asked in service.asked] == ["jobs/import"] * 5
+
+
 def test_the_summary_can_be_json(service: RecordingService, served: Served, source: Path) -> None:
     service.projection = entity_pb2.PROJECTION_PENDING
     service.saved["b"] = [{}]
@@ -322,6 +330,8 @@ def test_what_no_other_line_would_get_past_stops_the_load(  # noqa: PLR0917 - it
     assert re.match(f"line [1-4]: {re.escape(why)}", ran.stdout)
     assert "nothing is lost" not in ran.stdout, "nothing was done"
     assert len(service.asked) <= 4
+    may_have_been_saved = b"INTERNAL" in answer.SerializeToString()
+    assert _files(source) == ({"", ".load-progress"} if may_have_been_saved else {""})
     service.failing = lambda _: None
     ran = duostore("load", str(source), "--kind", "j", "--id", "id", "--target", served.address)
     assert ran.exit_code == 0, "nothing was done, so that it may be said otherwise"
@@ -423,17 +433,17 @@ def test_an_interrupted_load_finishes_what_is_under_way_and_can_be_resumed(
     service.failing = failing
     try:
         with start_load(source, served.address) as load:
-            eventually(lambda: len(service.asked) == 132, within=30, what="32 lines are held")
+            eventually(lambda: len(service.asked) == 116, within=30, what="16 lines are held")
             load.send_signal(signum)
             assert load.stderr is not None
-            assert load.stderr.readline() == "stopping; lines still under way: 32\n"
+            assert load.stderr.readline() == "stopping; lines still under way: 16\n"
             held.set()
             out, err = load.communicate(timeout=30)
     finally:
         held.set()
     assert load.returncode == 130, err
     summary = json.loads(out)
-    assert (summary["ending"], summary["saved"], summary["next_line"]) == ("interrupted", 132, 133)
+    assert (summary["ending"], summary["saved"], summary["next_line"]) == ("interrupted", 116, 117)
 
     ran = _load(source, served, "--json")
     assert ran.exit_code == 0
@@ -453,7 +463,7 @@ def test_a_second_interrupt_ends_at_once(
     service.failing = failing
     try:
         with start_load(source, served.address) as load:
-            eventually(lambda: len(service.asked) == 32, within=30, what="lines are held")
+            eventually(lambda: len(service.asked) == 16, within=30, what="lines are held")
             load.send_signal(signal.SIGINT)
             assert load.stderr is not None
             load.stderr.readline()

@@ -2,18 +2,23 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import signal
+import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health, health_pb2_grpc
 
 from duostore.v1 import entity_pb2
-from tests.support.client_commands import duostore
+from tests.support.client_commands import duostore, start
 from tests.support.ports import free_port
 from tests.support.recording_service import (
     HEALTHY,
@@ -24,6 +29,7 @@ from tests.support.recording_service import (
     serving,
     status,
 )
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +92,7 @@ def test_get_asks_for_the_freshness_that_is_told(
 
 def test_save_prints_what_became_of_it(service: RecordingService, served: Served) -> None:
     service.projection = entity_pb2.PROJECTION_PENDING
-    text = '{"title": "Zoë", "price": 19.99, "count": 9007199254740992}'
+    text = '{"title": "Zoë", "price": 19.99, "count": 9007199254740991}'
     ran = duostore("save", "proposal", "p1", "--data", text, "--target", served.address)
     assert (ran.exit_code, ran.stderr) == (0, "")
     assert json.loads(ran.stdout) == {
@@ -136,7 +142,7 @@ def test_a_document_that_would_be_changed_is_not_sent(
     assert ran.stdout == ""
     lines = ran.stderr.splitlines()
     assert lines[0] == "the document cannot be saved as it is; nothing was sent"
-    assert lines[1].startswith("  data.a.n: is 12345678901234567890, a number beyond 2^53")
+    assert lines[1].startswith("  data.a.n: is 12345678901234567890, a number of 2^53 or")
     assert lines[2].startswith("  data.b[0]: is 0.1234567890123456789, which a double would turn")
     assert lines[3:] == ["  data.b[1]: is NaN; JSON has no such value"]
     assert service.asked == []
@@ -162,12 +168,21 @@ def test_a_write_with_an_idempotency_key_is_just_repeated(
     ran = duostore(*command, "--idempotency-key", "job 7", "--target", served.address)
     assert ran.exit_code == 3
     assert ran.stderr.splitlines()[1] == (
-        "It may or may not have been applied: repeat the command as it is; its idempotency key "
-        "lets it be applied once."
+        "It may or may not have been applied: repeat the command with --idempotency-key 'job 7', "
+        "and it is applied once."
     )
-    service.failing = lambda _: None
-    assert duostore(*command, "--target", served.address).exit_code == 0
-    assert [asked.request.idempotency_key for asked in service.asked] == ["job 7", ""]
+    assert [asked.request.idempotency_key for asked in service.asked] == ["job 7"]
+
+
+@pytest.mark.parametrize("command", [["save", "k", "i", "--data", "{}"], ["delete", "k", "i"]])
+def test_a_write_without_an_idempotency_key_is_given_a_new_one(
+    service: RecordingService, served: Served, command: list[str]
+) -> None:
+    for _ in range(2):
+        assert duostore(*command, "--target", served.address).exit_code == 0
+    first, second = (asked.request.idempotency_key for asked in service.asked)
+    assert re.fullmatch("[0-9a-f]{32}", first)
+    assert first != second
 
 
 def test_every_call_has_a_request_id_of_its_own(service: RecordingService, served: Served) -> None:
@@ -179,17 +194,20 @@ def test_every_call_has_a_request_id_of_its_own(service: RecordingService, serve
 
 
 RETRY = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=3))
-READ_FIRST = "It may or may not have been applied: read it with `duostore get --strong`."
+REPEAT = (
+    "It may or may not have been applied: repeat the command with --idempotency-key KEY, and it is "
+    "applied once."
+)
 
 
 @pytest.mark.parametrize(
     ("answer", "code", "lines"),
     [
         (
-            status(grpc.StatusCode.NOT_FOUND, "the entity is deleted", "ENTITY_NOT_FOUND"),
+            status(grpc.StatusCode.NOT_FOUND, "it does not exist", "ENTITY_NOT_FOUND"),
             1,
             [
-                "the entity is deleted (ENTITY_NOT_FOUND, request id r-1)",
+                "it does not exist (ENTITY_NOT_FOUND, request id r-1)",
                 "Check --tenant, the kind and the id.",
             ],
         ),
@@ -236,7 +254,7 @@ READ_FIRST = "It may or may not have been applied: read it with `duostore get --
         (
             status(grpc.StatusCode.UNKNOWN, "answer lost", "WRITE_OUTCOME_UNKNOWN"),
             3,
-            ["answer lost (WRITE_OUTCOME_UNKNOWN, request id r-1)", READ_FIRST],
+            ["answer lost (WRITE_OUTCOME_UNKNOWN, request id r-1)", REPEAT],
         ),
         (
             status(grpc.StatusCode.ABORTED, "under way", "DUPLICATE_IN_PROGRESS", RETRY),
@@ -265,17 +283,17 @@ READ_FIRST = "It may or may not have been applied: read it with `duostore get --
         (
             status(grpc.StatusCode.DEADLINE_EXCEEDED, "too late", "DEADLINE_EXCEEDED"),
             3,
-            ["too late (DEADLINE_EXCEEDED, request id r-1)", READ_FIRST],
+            ["too late (DEADLINE_EXCEEDED, request id r-1)", REPEAT],
         ),
         (
             status(grpc.StatusCode.INTERNAL, "a fault", "INTERNAL"),
             1,
-            ["a fault (INTERNAL, request id r-1)", READ_FIRST],
+            ["a fault (INTERNAL, request id r-1)", REPEAT],
         ),
         (
             status(grpc.StatusCode.UNAVAILABLE, "something newer", "NEW_REASON"),
             3,
-            ["something newer (UNAVAILABLE, request id r-1)", READ_FIRST],
+            ["something newer (UNAVAILABLE, request id r-1)", REPEAT],
         ),
         (
             status(grpc.StatusCode.PERMISSION_DENIED, "who are you"),
@@ -285,7 +303,7 @@ READ_FIRST = "It may or may not have been applied: read it with `duostore get --
         (
             status(grpc.StatusCode.UNAVAILABLE, "connection reset"),
             3,
-            ["ADDRESS: connection reset (UNAVAILABLE)", READ_FIRST],
+            ["ADDRESS: connection reset (UNAVAILABLE)", REPEAT],
         ),
         (
             status(grpc.StatusCode.UNIMPLEMENTED, "what"),
@@ -306,8 +324,106 @@ def test_a_failed_write_says_what_happened_and_what_to_do(
 ) -> None:
     service.failing = lambda _: answer
     ran = duostore("save", "k", "i", "--data", "{}", "--target", served.address)
-    assert ran.stderr.splitlines() == [line.replace("ADDRESS", served.address) for line in lines]
+    [asked] = service.asked
+    known = {"ADDRESS": served.address, "KEY": asked.request.idempotency_key}
+    expected = [re.sub(r"\bADDRESS\b|\bKEY\b", lambda name: known[name[0]], s) for s in lines]
+    assert ran.stderr.splitlines() == expected
     assert (ran.exit_code, ran.stdout) == (code, "")
+
+
+INTERRUPTED = "interrupted: it may or may not have been applied"
+KEYED = f"{INTERRUPTED}: repeat the command with --idempotency-key KEY, and it is applied once.\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [
+        ("4", "It was deleted, as version 4; `duostore save` creates it again."),
+        ("0", "Check --tenant, the kind and the id."),
+        ("x", "Check --tenant, the kind and the id."),
+    ],
+)
+@pytest.mark.parametrize("command", [["get"], ["delete"]])
+def test_what_was_deleted_is_said_to_be(
+    service: RecordingService, served: Served, command: list[str], version: str, advice: str
+) -> None:
+    info = error_details_pb2.ErrorInfo(
+        reason="ENTITY_NOT_FOUND", domain="duostore", metadata={"version": version}
+    )
+    absent = status(grpc.StatusCode.NOT_FOUND, "not there", "", info)
+    service.failing = lambda _: absent
+    ran = duostore(*command, "k", "i", "--target", served.address)
+    assert (ran.exit_code, ran.stderr.splitlines()[1]) == (1, advice)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["get", "k", "i"], "interrupted\n"),
+        (["snapshots", "k", "i"], "interrupted\n"),
+        (["save", "k", "i", "--data", "{}"], KEYED),
+        (["delete", "k", "i", "--idempotency-key", "a b"], KEYED),
+        (["publish", "k", "i"], KEYED),
+        (["transact", "FILE"], KEYED),
+        (
+            ["snapshot", "k", "i", "--data", "{}"],
+            f"{INTERRUPTED}: repeat the command; to be stored twice does no harm.\n",
+        ),
+    ],
+)
+def test_an_interrupted_call_says_what_may_have_become_of_it(
+    service: RecordingService, served: Served, tmp_path: Path, command: list[str], told: str
+) -> None:
+    path = tmp_path / "mutations"
+    path.write_text('{"delete": {"key": {"kind": "k", "id": "i"}}}')
+    command = [str(path) if word == "FILE" else word for word in command]
+    released = threading.Event()
+
+    def wait(_: Any) -> None:
+        released.wait(60)
+
+    service.failing = wait
+    try:
+        with start(*command, "--timeout", "50", "--target", served.address) as ran:
+            eventually(lambda: service.asked, within=30, what="it has called")
+            ran.send_signal(signal.SIGINT)
+            out, err = ran.communicate(timeout=30)
+    finally:
+        released.set()
+    key = getattr(service.asked[0].request, "idempotency_key", "")
+    assert (ran.returncode, out, err) == (130, "", told.replace("KEY", shlex.quote(key)))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["get", "k", "i"],
+        ["save", "k", "i", "--data", "{}"],
+        ["delete", "k", "i"],
+        ["transact", "-"],
+        ["snapshot", "k", "i", "--data", "{}"],
+        ["get-snapshot", "k", "i"],
+        ["snapshots", "k", "i"],
+        ["publish", "k", "i"],
+    ],
+)
+def test_who_calls_goes_with_every_call(
+    service: RecordingService, served: Served, command: list[str]
+) -> None:
+    stdin = '{"delete": {"key": {"kind": "k", "id": "i"}}}'
+    target = ("--target", served.address)
+    duostore(*command, *target, "--caller", "ann@example.com", stdin=stdin)
+    duostore(*command, *target, stdin=stdin, DUOSTORE_CALLER="jobs/billing:7")
+    duostore(*command, *target, stdin=stdin, DUOSTORE_CALLER="")
+    assert [asked.metadata.get("x-caller") for asked in service.asked] == [
+        "ann@example.com",
+        "jobs/billing:7",
+        None,
+    ]
+    ran = duostore(*command, *target, "--caller", "Zoë", stdin=stdin)
+    assert ran.exit_code == 2
+    assert "--caller may hold" in ran.stderr
+    assert len(service.asked) == 3
 
 
 def test_a_failed_read_is_just_tried_again(service: RecordingService, served: Served) -> None:
@@ -430,6 +546,45 @@ def test_health_of_a_service_that_is_not_there_fails_with_one(tmp_path: Path) ->
         1,
         f"{missing} cannot be read: No such file or directory\n",
     )
+
+
+def test_a_look_at_the_health_can_be_interrupted() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with start("health", "--timeout", "50", "--target", address) as ran:
+            called, _ = silent.accept()
+            with called:
+                ran.send_signal(signal.SIGINT)
+                assert ran.communicate(timeout=30) == ("", "interrupted\n")
+        assert ran.returncode == 130
+
+
+class _Asked(health.HealthServicer):
+    """Healthy, and remembers who asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.callers: list[str | bytes | None] = []
+
+    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        self.callers.append(dict(context.invocation_metadata()).get("x-caller"))
+        return super().Check(request, context)
+
+
+def test_who_calls_goes_with_a_look_at_the_health() -> None:
+    asked = _Asked()
+    asked.set("", HEALTHY)
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(asked, server)
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        try:
+            ran = duostore("health", "--service", "", "--target", address, "--caller", "probe")
+        finally:
+            server.stop(None).wait()
+    assert (ran.exit_code, asked.callers) == (0, ["probe"])
 
 
 def test_a_proxy_is_not_asked_for_a_service_on_this_machine(

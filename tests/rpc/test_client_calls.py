@@ -406,11 +406,14 @@ def test_a_timeout_that_has_passed_fails_at_once(service: ScriptedService) -> No
 
 def test_metadata_and_a_request_id_go_with_every_call(service: ScriptedService) -> None:
     service.script("Get", got(P1, {}), got(P1, {}))
-    with client_of(service, metadata=[("Authorization", "Bearer t"), ("x-bin", b"\0")]) as client:
+    metadata = [("Authorization", "Bearer t ~"), ("x-bin", b"\0\xff"), ("X.y_0", "")]
+    with client_of(service, metadata=metadata, caller="jobs/billing:7") as client:
         client.get("proposal", "p1")
         client.get("proposal", "p1")
-    assert all(asked.metadata["authorization"] == "Bearer t" for asked in service.asked)
-    assert all(asked.metadata["x-bin"] == b"\0" for asked in service.asked)
+    assert all(asked.metadata["authorization"] == "Bearer t ~" for asked in service.asked)
+    assert all(asked.metadata["x-bin"] == b"\0\xff" for asked in service.asked)
+    assert all(asked.metadata["x.y_0"] == "" for asked in service.asked)
+    assert all(asked.metadata["x-caller"] == "jobs/billing:7" for asked in service.asked)
     ids = {asked.metadata["x-request-id"] for asked in service.asked}
     assert len(ids) == 2
 

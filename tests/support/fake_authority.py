@@ -181,6 +181,13 @@ class FakeAuthority:
                     self._drafts[draft.key] = draft
         return before
 
+    def recall(self, key: IdempotencyKey, deadline: Deadline) -> Recorded | None:
+        deadline.bound(_OWN_TIMEOUT)
+        self._step("idempotency.recall")
+        with self._lock:
+            recorded, _ = self._remembered.get(key, (None, 0.0))
+            return recorded
+
     def purge(self, limit: int, deadline: Deadline) -> int:
         deadline.bound(_OWN_TIMEOUT)
         self._step("idempotency.purge")

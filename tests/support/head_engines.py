@@ -86,7 +86,7 @@ class Engine:
     def record(self, once: Idempotency) -> dict[str, Any] | None:
         answer = self.client.get_item(
             TableName=idempotency_table(self.prefix),
-            Key={"pk": {"S": str(once.key)}},
+            Key={"pk": {"S": f"dynamodb#{once.key}"}},
             ConsistentRead=True,
         )
         return dict(answer["Item"]) if "Item" in answer else None

@@ -32,20 +32,25 @@ if TYPE_CHECKING:
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 WITHIN = 30.0
 
-POLICIES = Policies(
-    {
-        "proposal": KindPolicy(
-            cache_ttl=60, absent_ttl=10, projection=ProjectionMode.INLINE, max_bytes=1000
-        ),
-        "editor_state": KindPolicy(
-            cache_ttl=5,
-            absent_ttl=10,
-            projection=ProjectionMode.INLINE,
-            max_bytes=1000,
-            home=Home.DYNAMODB,
-        ),
-    }
-)
+
+def _policies(cache_ttl: float) -> Policies:
+    return Policies(
+        {
+            "proposal": KindPolicy(
+                cache_ttl=cache_ttl,
+                absent_ttl=10,
+                projection=ProjectionMode.INLINE,
+                max_bytes=1000,
+            ),
+            "editor_state": KindPolicy(
+                cache_ttl=5,
+                absent_ttl=10,
+                projection=ProjectionMode.INLINE,
+                max_bytes=1000,
+                home=Home.DYNAMODB,
+            ),
+        }
+    )
 
 
 def key(id_: str) -> EntityKey:
@@ -138,7 +143,9 @@ class Stack:
         pauses: Sequence[float] = (0.01, 0.02),
         pause: Callable[[float], None] | None = None,
         jitter: float = 1.0,
+        cache_ttl: float = 60.0,
     ) -> None:
+        policies = _policies(cache_ttl)
         self.clock = Clock()
         self.asked: list[str] = []
         self.paused: list[float] = []
@@ -160,8 +167,8 @@ class Stack:
                 Home.DYNAMODB: HeadSource(self.heads, codec.head_entity, lambda: self.now),
             },
             cache=self.cache,
-            policies=POLICIES,
-            checks=Checks(POLICIES),
+            policies=policies,
+            checks=Checks(policies),
             flights=self.flights,
             pauses=pauses,
             pause=pause or self._pause,

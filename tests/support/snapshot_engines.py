@@ -124,7 +124,7 @@ class Engine:
         return [snapshot.sequence for snapshot in self.history(key)]
 
     def due(self, limit: int = 100) -> Sequence[DirtyHead]:
-        return self.dirty.due(limit, soon())
+        return self.dirty.due(limit, soon()).heads
 
     def found(self, key: EntityKey = KEY) -> DirtyHead:
         """Return a head that is due, as soon as the index shows it."""
@@ -148,7 +148,14 @@ class Engine:
         keep: timedelta = timedelta(hours=1),
         next_due: datetime | None = None,
     ) -> None:
-        self.dirty.settle(head, expire=expire, keep=keep, next_due=next_due, deadline=soon())
+        self.dirty.settle(
+            head,
+            expire=expire,
+            keep=keep,
+            clean=next_due is None,
+            next_due=next_due or self.clock(),
+            deadline=soon(),
+        )
 
     def item(self, key: EntityKey = KEY, sequence: int | None = None) -> dict[str, Any] | None:
         """Return the item of the head, or of a snapshot in the history."""

@@ -154,6 +154,7 @@ class WriterStack:
         self.writer = Writer(
             committer=Committer(
                 authority=self.authority,
+                rows=Told("rows", self.rows, self.asked),
                 records=self.records,
                 propagation=Propagation(self.projections, self.cache, codec.encode),
                 completions=self.completions,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from duostore_server.cli.target import Target
+from duostore_server.rpc import chain
 
 PEM = Path("x.pem")
 
@@ -25,6 +26,7 @@ PEM = Path("x.pem")
 def test_an_address_is_a_host_and_a_port(address: str, *, is_loopback: bool) -> None:
     target = Target(address)
     assert target.problem() is None
+    assert target.metadata == ()
     assert target.is_loopback is is_loopback
 
 
@@ -55,7 +57,20 @@ def test_what_tls_may_be_told(target: Target) -> None:
         (Target(server_name="duostore"), "--tls"),
         (Target(tls=True, cert_file=PEM), "need each other"),
         (Target(tls=True, key_file=PEM), "need each other"),
+        (Target(caller=""), "--caller"),
+        (Target(caller="a" * 129), "--caller"),
+        (Target(caller="billing job"), "--caller"),
     ],
 )
-def test_what_would_be_ignored_is_refused(target: Target, problem: str) -> None:
+def test_what_would_be_ignored_or_refused_is_refused(target: Target, problem: str) -> None:
     assert problem in (target.problem() or "")
+
+
+def test_a_caller_is_what_the_service_takes() -> None:
+    for character in map(chr, range(0x250)):
+        is_taken = chain._ACCEPTABLE["x-caller"].fullmatch(character) is not None
+        assert (Target(caller=character).problem() is None) is is_taken, character
+    longest = "a" * 128
+    assert chain._ACCEPTABLE["x-caller"].fullmatch(longest)
+    assert Target(caller=longest).problem() is None
+    assert Target(caller=longest).metadata == (("x-caller", longest),)

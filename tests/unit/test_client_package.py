@@ -10,12 +10,14 @@ import tomllib
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import duostore
 from duostore.channel import channel_options
 from duostore.v1 import data_access_pb2_grpc
+from duostore_server.rpc import chain
 
 CLIENT = Path(__file__).parents[2] / "clients" / "python"
 
@@ -62,6 +64,49 @@ def test_the_caller_s_channel_options_count_before_the_client_s_own() -> None:
     assert dict(theirs) == {**ours, "grpc.keepalive_time_ms": 60_000, "a.b": 1}
     assert len(theirs) == len(dict(theirs))
     assert "grpc.service_config" not in ours, "what is tried again is decided in one place"
+
+
+def test_a_caller_is_what_the_server_takes() -> None:
+    taken = {c for c in map(chr, range(0x250)) if chain._ACCEPTABLE["x-caller"].fullmatch(c)}
+    assert {c for c in map(chr, range(0x250)) if can_call(caller=c)} == taken
+    assert can_call(caller="a" * 128)
+    assert not can_call(caller="a" * 129)
+    assert not can_call(caller="")
+    assert not can_call(caller="ann\n")
+    with pytest.raises(ValueError, match=r"^caller is 'Zoë'; it may hold letters, .*, 1 to 128$"):
+        duostore.Client("127.0.0.1:1", caller="Zoë")
+    with pytest.raises(ValueError, match="caller is given twice"):
+        duostore.Client("127.0.0.1:1", caller="ann", metadata=[("X-Caller", "bob")])
+
+
+def can_call(**arguments: Any) -> bool:
+    try:
+        duostore.Client("127.0.0.1:1", **arguments)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("x-name", "Zoë", "holds other characters than printable ASCII; a name that ends in -bin"),
+        ("x-name", "a\nb", "holds other characters"),
+        ("x-name", "\x7f", "holds other characters"),
+        ("x-name", b"secret", "must be a str, or have a name that ends in -bin"),
+        ("x-name", 5, "must be a str"),
+        ("x-bin", "secret", "ends in -bin, so that its value must be bytes"),
+        ("x name", "secret", "has a name of other characters than a-z 0-9 _ - ."),
+        ("", "secret", "has a name of other characters"),
+        ("x-\ud800", "secret", "has a name of other characters"),
+    ],
+)
+def test_metadata_that_cannot_be_sent_is_refused_before_anything_is(
+    name: str, value: Any, problem: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"metadata {name!r} {problem}")) as raised:
+        duostore.Client("127.0.0.1:1", metadata=[("x-good", "~ !"), (name, value)])
+    assert "secret" not in str(raised.value)
 
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)

@@ -10,7 +10,7 @@ import pytest
 
 from duostore_server import codec
 from duostore_server.domain.errors import Store, StoreUnavailableError
-from duostore_server.domain.snapshots import DirtyHead, Draft
+from duostore_server.domain.snapshots import DirtyHead, Draft, DueHeads
 from duostore_server.workers.consolidator import Consolidator
 from duostore_server.workers.loop import IncompleteRoundError
 from tests.support.writer_stack import NOON, POLICIES, PROPOSAL, STATE
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
 LONG_AGO = NOON - timedelta(minutes=1)
 JUST_NOW = NOON - timedelta(seconds=1)
+AGAIN = NOON + timedelta(seconds=30)
 
 
 @dataclass
 class Settled:
     expire: int
     keep: timedelta
-    next_due: datetime | None
+    clean: bool
+    next_due: datetime
 
 
 @dataclass
@@ -40,8 +42,8 @@ class Heads:
     settled: dict[EntityKey, Settled] = field(default_factory=dict)
     refuses: set[str] = field(default_factory=set)
 
-    def due(self, limit: int, _: Deadline) -> Sequence[DirtyHead]:
-        return self.dirty[:limit]
+    def due(self, limit: int, _: Deadline) -> DueHeads:
+        return DueHeads(self.dirty[:limit], more=len(self.dirty) > limit)
 
     def settle(self, head: DirtyHead, *, deadline: Deadline, **what: Any) -> None:
         assert deadline.remaining() > 0
@@ -70,7 +72,7 @@ class Drafts:
 
 def head(number: int = 100, time: datetime = LONG_AGO, key: EntityKey = PROPOSAL) -> DirtyHead:
     payload = codec.encode_snapshot(key, {"n": number}, time)
-    return DirtyHead(key, number, payload, time, 0)
+    return DirtyHead(key, number, payload, time, history=number)
 
 
 def consolidate(heads: Heads, drafts: Drafts, batch: int = 10) -> bool:
@@ -81,6 +83,7 @@ def consolidate(heads: Heads, drafts: Drafts, batch: int = 10) -> bool:
         policies=POLICIES,
         now=lambda: NOON,
         batch=batch,
+        settled=timedelta(seconds=5),
         consolidated=lambda _: None,
     ).run_once()
 
@@ -89,7 +92,8 @@ def test_a_head_at_rest_is_brought_and_let_go() -> None:
     heads, drafts = Heads([head()]), Drafts()
     assert consolidate(heads, drafts) is False
     assert drafts.rows == {PROPOSAL: Draft(PROPOSAL, 100, {"n": 100}, LONG_AGO)}
-    assert heads.settled == {PROPOSAL: Settled(100, timedelta(days=7), None)}
+    # All but the newest may expire.
+    assert heads.settled == {PROPOSAL: Settled(99, timedelta(days=7), clean=True, next_due=AGAIN)}
 
 
 def test_of_a_head_that_moves_only_what_an_earlier_round_brought_may_expire() -> None:
@@ -97,8 +101,9 @@ def test_of_a_head_that_moves_only_what_an_earlier_round_brought_may_expire() ->
     for number, expire in ((100, 0), (130, 100)):
         heads = Heads([head(number, JUST_NOW)])
         consolidate(heads, drafts)
-        again = NOON + timedelta(seconds=30)
-        assert heads.settled == {PROPOSAL: Settled(expire, timedelta(days=7), again)}
+        assert heads.settled == {
+            PROPOSAL: Settled(expire, timedelta(days=7), clean=False, next_due=AGAIN)
+        }
     assert drafts.rows[PROPOSAL].sequence == 130
 
 
@@ -113,18 +118,29 @@ def test_what_another_process_has_just_brought_does_not_expire_yet() -> None:
 def test_a_kind_without_history_has_none_that_could_expire() -> None:
     unkept = replace(PROPOSAL, kind="unkept")
     for time in (LONG_AGO, JUST_NOW):
-        heads = Heads([head(100, time, unkept)])
+        heads = Heads([replace(head(100, time, unkept), history=0)])
         consolidate(heads, Drafts())
-        assert heads.settled == {unkept: Settled(0, timedelta(), None)}
+        assert heads.settled == {unkept: Settled(0, timedelta(), clean=True, next_due=AGAIN)}
+
+
+def test_what_a_kind_has_left_of_a_history_expires_when_it_keeps_none_any_more() -> None:
+    unkept = replace(PROPOSAL, kind="unkept")
+    heads = Heads([replace(head(100, LONG_AGO, unkept), history=40, expiring=10)])
+    consolidate(heads, Drafts())
+    assert heads.settled == {unkept: Settled(40, timedelta(), clean=True, next_due=AGAIN)}
 
 
 def test_an_entity_at_home_in_dynamodb_is_brought_and_so_is_its_deletion() -> None:
     heads, drafts = Heads([head(5, JUST_NOW, STATE)]), Drafts()
     consolidate(heads, drafts)
-    heads.dirty = [DirtyHead(STATE, 6, None, JUST_NOW, 0)]
+    assert drafts.rows[STATE].expire_time is None
+    heads.dirty = [replace(head(5, JUST_NOW, STATE), number=6, expire_time=AGAIN)]
+    consolidate(heads, drafts)
+    assert drafts.rows[STATE].expire_time == AGAIN
+    heads.dirty = [DirtyHead(STATE, 7, None, JUST_NOW, 0)]
     consolidate(heads, drafts)
     assert drafts.rows[STATE].data is None
-    assert heads.settled[STATE].next_due is None
+    assert heads.settled[STATE].clean
 
 
 def test_a_payload_that_cannot_be_read_is_left_for_later_and_holds_nothing_up() -> None:
@@ -132,7 +148,9 @@ def test_a_payload_that_cannot_be_read_is_left_for_later_and_holds_nothing_up() 
     heads, drafts = Heads([replace(head(), payload=b"\xff"), head(key=other)]), Drafts()
     consolidate(heads, drafts)
     assert list(drafts.rows) == [other]
-    assert heads.settled[PROPOSAL] == Settled(0, timedelta(), NOON + timedelta(hours=1))
+    assert heads.settled[PROPOSAL] == Settled(
+        0, timedelta(), clean=False, next_due=NOON + timedelta(hours=1)
+    )
 
 
 def test_what_cannot_be_settled_fails_the_round_and_holds_nothing_up() -> None:

@@ -113,7 +113,7 @@ def test_a_kind_that_keeps_no_snapshots_has_none(key: EntityKey) -> None:
         lambda: stack.drafting.get(key, 0, soon()),
         lambda: stack.drafting.list(key, 0, "", soon()),
     ):
-        with pytest.raises(InvalidRequestError, match=r"key\.kind.*keep no snapshots"):
+        with pytest.raises(InvalidRequestError, match=r"key\.kind.*no snapshots"):
             call()
     assert stack.asked == []
 

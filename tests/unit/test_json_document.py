@@ -25,8 +25,8 @@ _CHARACTERS = st.characters(codec="utf-8", exclude_characters="\0")
 _SCALARS = (
     st.none()
     | st.booleans()
-    | st.integers(-(2**53), 2**53)
-    | st.floats(-(2.0**53), 2.0**53)
+    | st.integers(1 - 2**53, 2**53 - 1)
+    | st.floats(1 - 2.0**53, 2.0**53 - 1)
     | st.text(_CHARACTERS)
 )
 _NAMES = st.text(_CHARACTERS)
@@ -48,8 +48,9 @@ def test_whatever_is_accepted_comes_back_from_a_struct(document: dict[str, objec
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("9007199254740992", 2**53),
-        ("-9007199254740992", -(2**53)),
+        ("9007199254740991", 2**53 - 1),
+        ("-9007199254740991", 1 - 2**53),
+        ("9007199254740991.0", 2**53 - 1),
         ("-0", 0),
         ("0.1", 0.1),
         ("0.10000", 0.1),
@@ -73,8 +74,10 @@ def test_a_number_that_a_double_gives_back_is_accepted(text: str, value: float) 
 @pytest.mark.parametrize(
     "text",
     [
+        "9007199254740992",  # which others write for 9007199254740993
+        "-9007199254740992",
+        "9007199254740992.0",
         "9007199254740993",
-        "-9007199254740993",
         "12345678901234567890",
         "1e16",
         "1e400",
@@ -82,10 +85,10 @@ def test_a_number_that_a_double_gives_back_is_accepted(text: str, value: float) 
         "9" * 5000,
     ],
 )
-def test_a_number_beyond_2_to_the_53_is_refused_with_its_path(text: str) -> None:
+def test_a_number_of_2_to_the_53_or_beyond_is_refused_with_its_path(text: str) -> None:
     [(field, description)] = _violations('{"a": [0, {"n": ' + text + "}]}")
     assert field == "data.a[1].n"
-    assert "beyond 2^53" in description
+    assert "2^53 or beyond" in description
     assert "send it as a string" in description
     assert len(description) < 200
 
@@ -125,7 +128,7 @@ def test_no_digit_is_lost_in_silence(amount: Decimal) -> None:
 
 
 @example(2.0**-24)  # its 16 digits are shortest, but not its 17 digits rounded
-@given(st.floats(-(2.0**53), 2.0**53))
+@given(st.floats(1 - 2.0**53, 2.0**53 - 1))
 def test_every_double_is_accepted_as_c_and_python_write_it(value: float) -> None:
     for text in (repr(value), f"{value:.17g}", f"{value:.16e}"):
         accepted = parse_document(b'{"n": %s}' % text.encode())["n"]

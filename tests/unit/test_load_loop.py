@@ -128,7 +128,7 @@ def test_lines_that_cannot_be_saved_are_rejected_with_the_reason() -> None:
     assert reasons[3] == "data: is not UTF-8: byte 0xff at position 9"
     assert reasons[4] == "data.id: is missing; it holds the id"
     assert reasons[5] == "data.id: is empty; it holds the id"
-    assert "data.x: is 9007199254740993, a number beyond 2^53" in reasons[6]
+    assert "data.x: is 9007199254740993, a number of 2^53 or beyond" in reasons[6]
     assert "8388618 bytes; at most 8388608 are allowed" in reasons[7]
     assert len(loading.disk.files()[REJECTED]) < 5000
     assert reasons[8] == "data: is not a JSON object but a list"
@@ -271,7 +271,7 @@ def test_without_retries_the_first_failure_stops_the_load() -> None:
 
 
 def test_what_concerns_every_line_stops_the_load_at_once() -> None:
-    failed = Failed("you may not", exit_code=1)
+    failed = Failed("you may not", exit_code=1, maybe_applied=False)
     loading = Loading(_content("abcdefgh"), _by_line({3: [failed]}), in_flight=2)
     assert loading.run() == End(Ending.FAILED, "line 3: you may not", 1)
     assert loading.rejected == []
@@ -282,10 +282,32 @@ def test_what_concerns_every_line_stops_the_load_at_once() -> None:
 
 def test_a_load_that_fails_at_its_first_line_keeps_what_an_earlier_one_rejected() -> None:
     disk = SimulatedDisk({REJECTED: b"of an earlier load\n"})
-    loading = Loading(_content("abc"), lambda _: Failed("no such kind", 2), disk=disk)
+    failed = Failed("no such kind", 2, maybe_applied=False)
+    loading = Loading(_content("abc"), lambda _: failed, disk=disk)
     assert loading.run().exit_code == 2
-    assert disk.files().keys() == {REJECTED, PROGRESS}
-    assert disk.files()[REJECTED] == b"of an earlier load\n"
+    assert disk.files() == {REJECTED: b"of an earlier load\n"}, "nothing else is left"
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [
+        [Failed("a fault", 1, maybe_applied=True)],
+        [DOWN, Failed("no such kind", 2, maybe_applied=False)],
+    ],
+)
+def test_a_load_that_may_have_saved_a_line_keeps_its_name(outcomes: list[Outcome]) -> None:
+    loading = Loading(_content("a"), _by_line({1: outcomes}))
+    assert loading.run().ending is Ending.FAILED
+    assert Checkpoint.decode(loading.disk.files()[PROGRESS]).load_id == ID
+
+
+def test_a_load_that_another_run_began_is_not_forgotten() -> None:
+    disk = SimulatedDisk()
+    assert Loading(_content("a"), lambda _: DOWN, disk=disk, retry_for=0.0).run().why
+    begun = disk.files()
+    failed = Failed("no such kind", 2, maybe_applied=False)
+    assert Loading(_content("a"), lambda _: failed, disk=disk).run().exit_code == 2
+    assert disk.files() == begun
 
 
 def test_nothing_is_sent_before_it_is_safe_what_load_it_is() -> None:

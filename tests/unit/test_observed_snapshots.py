@@ -12,6 +12,7 @@ from duostore_server.domain.keys import EntityKey
 from duostore_server.domain.snapshots import (
     Appended,
     DirtyHead,
+    DueHeads,
     NewSnapshot,
     SnapshotPage,
     StoredSnapshot,
@@ -56,8 +57,8 @@ class DirtyHeads:
         self.held: Sequence[DirtyHead] = (HEAD,)
         self.settled: list[tuple[object, ...]] = []
 
-    def due(self, limit: int, _: Deadline) -> Sequence[DirtyHead]:
-        return self.held[:limit]
+    def due(self, limit: int, _: Deadline) -> DueHeads:
+        return DueHeads(self.held[:limit], more=False)
 
     def settle(
         self,
@@ -65,10 +66,11 @@ class DirtyHeads:
         *,
         expire: int,
         keep: timedelta,
-        next_due: datetime | None,
+        clean: bool,
+        next_due: datetime,
         deadline: Deadline,
     ) -> None:
-        self.settled.append((head, expire, keep, next_due, deadline))
+        self.settled.append((head, expire, keep, clean, next_due, deadline))
 
 
 @pytest.fixture
@@ -110,11 +112,11 @@ def test_snapshots_are_measured(registry: CollectorRegistry) -> None:
 def test_dirty_heads_are_measured(registry: CollectorRegistry) -> None:
     delegate = DirtyHeads()
     observed = ObservedDirtyHeads(delegate, Metrics(registry))
-    assert observed.due(5, SOON) == (HEAD,)
-    observed.settle(HEAD, expire=3, keep=timedelta(1), next_due=NOW, deadline=SOON)
-    assert delegate.settled == [(HEAD, 3, timedelta(1), NOW, SOON)]
+    assert observed.due(5, SOON).heads == (HEAD,)
+    observed.settle(HEAD, expire=3, keep=timedelta(1), clean=True, next_due=NOW, deadline=SOON)
+    assert delegate.settled == [(HEAD, 3, timedelta(1), True, NOW, SOON)]
     delegate.held = ()
-    assert observed.due(5, SOON) == ()
+    assert observed.due(5, SOON).heads == ()
     assert counted(registry) == {
         ("dirty_due", "ok"): 1,
         ("dirty_due", "miss"): 1,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
+from duostore_server import codec
 from duostore_server.domain.entities import Cached, Form, Lease, Projection
 from duostore_server.domain.errors import (
     EntityNotFoundError,
@@ -14,7 +16,8 @@ from duostore_server.domain.errors import (
     Store,
     StoreUnavailableError,
 )
-from tests.support.reader_stack import KEY, NOON, Stack, down, fail_cache, fail_dynamodb, key
+from duostore_server.domain.snapshots import Head
+from tests.support.reader_stack import KEY, NOON, STATE, Stack, down, fail_cache, fail_dynamodb, key
 
 
 def test_a_cached_entity_is_answered_by_the_cache_alone() -> None:
@@ -248,3 +251,61 @@ def test_a_batch_over_a_cache_that_is_down_is_answered() -> None:
     fail_cache(stack)
     readings = stack.reader.batch_get([KEY, key("2")], stack.soon())
     assert [reading.version for reading in readings.values()] == [1, 0]
+
+
+def live_head(expire_time: datetime | None) -> Head:
+    payload = codec.encode_head(STATE, {"line": 1})
+    return Head(1, payload, NOON, NOON, expire_time)
+
+
+def test_an_entity_at_home_in_dynamodb_is_read_there_alone() -> None:
+    stack = Stack()
+    stack.stored_heads.held[STATE] = live_head(None)
+    assert stack.get(STATE).served_from is Store.DYNAMODB
+    assert stack.get(STATE).served_from is Store.CACHE
+    assert stack.asked.count("heads.read") == 1
+    assert not [asked for asked in stack.asked if asked.startswith(("aurora", "dynamodb"))]
+    assert stack.get(STATE, strong=True).served_from is Store.DYNAMODB
+
+
+def test_a_cached_entity_is_absent_from_its_end_on() -> None:
+    stack = Stack()
+    stack.stored_heads.held[STATE] = live_head(NOON + timedelta(seconds=2))
+    stack.get(STATE)
+    stack.now = NOON + timedelta(seconds=2) - timedelta(microseconds=1)
+    assert stack.get(STATE).served_from is Store.CACHE
+    stack.now += timedelta(microseconds=1)
+    # Its entry is there: the cache's own clock stands still.
+    assert isinstance(stack.entry(STATE), Cached)
+    with pytest.raises(EntityNotFoundError) as error:
+        stack.get(STATE)
+    assert error.value.version == 1
+    stack.entries.invalidate((STATE,))
+    with pytest.raises(EntityNotFoundError):
+        stack.get(STATE)
+
+
+@pytest.mark.parametrize(
+    ("left", "ttl"), [(None, 5.0), (60.0, 5.0), (2.5, 2.5), (1.0, 1.0), (0.9, None)]
+)
+def test_an_entry_is_not_kept_past_the_end_of_its_entity(
+    left: float | None, ttl: float | None
+) -> None:
+    stack = Stack()
+    ends = None if left is None else NOON + timedelta(seconds=left)
+    stack.stored_heads.held[STATE] = live_head(ends)
+    ttls: list[float] = []
+    stack.cache.before["fill"] = lambda *args: ttls.append(args[-1])
+    stack.get(STATE)
+    assert ttls == ([] if ttl is None else [ttl])
+    if ttl is None:
+        assert stack.entry(STATE) is None
+
+
+def test_the_shortest_ttl_is_cached_whatever_the_jitter() -> None:
+    stack = Stack(jitter=0.9, cache_ttl=1.0)
+    stack.commit()
+    ttls: list[float] = []
+    stack.cache.before["fill"] = lambda *args: ttls.append(args[-1])
+    stack.get()
+    assert ttls == [1.0]

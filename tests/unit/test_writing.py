@@ -95,6 +95,25 @@ def test_a_duplicate_brings_what_the_interrupted_call_did_not() -> None:
     assert stack.stored.held[PROPOSAL].version == 1
 
 
+def test_what_dynamodb_remembers_does_not_claim_more_than_was_told() -> None:
+    stack = WriterStack()
+    stack.projections.before["put_all"] = down(Store.DYNAMODB)
+    assert not stack.save(**K).projected
+    stack.send_answers()
+    again = stack.save(**K)
+    assert (again.replayed, again.projected) == (True, False)
+    assert stack.asked == ["records.read"]
+
+
+def test_a_dynamodb_that_hangs_leaves_a_keyed_save_time_for_aurora() -> None:
+    stack = WriterStack()
+    left: list[float] = []
+    stack.records.before["read"] = lambda *args: left.append(args[-1].remaining())
+    stack.save(**K)
+    assert left
+    assert left[0] < 6, "of ten seconds"
+
+
 def test_the_same_key_with_another_request_is_refused() -> None:
     stack = WriterStack()
     stack.save(**K)
@@ -163,6 +182,28 @@ def test_a_publication_is_replayed_though_newer_snapshots_came_or_it_expired() -
     assert stack.save(content=FromSnapshot(0), **K).replayed
     stack.snapshots_kept.appended.clear()
     assert stack.save(content=FromSnapshot(0), **K).replayed
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_publication_that_only_aurora_remembers_is_replayed_without_its_snapshot(
+    *, several: bool
+) -> None:
+    stack = WriterStack()
+    stack.snapshot({"draft": 1})
+
+    def publish() -> Any:
+        if several:
+            return transact(stack, Save(PROPOSAL, FromSnapshot(1), None), **K)
+        return stack.save(content=FromSnapshot(1), **K)
+
+    first = publish()
+    stack.snapshots_kept.appended.clear()
+    assert publish() == replace(first, projected=False, replayed=True)
+    stack.snapshots.before["read"] = down(Store.DYNAMODB)
+    assert publish().replayed
+    stack.rows.purge(10, soon())
+    with pytest.raises(IdempotencyKeyReusedError):
+        stack.save(content=FromSnapshot(2), **K)
 
 
 @pytest.mark.parametrize("key", [NOTE, STATE])

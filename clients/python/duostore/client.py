@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from duostore import messages
 from duostore.channel import channel_options
-from duostore.connection import Connection
+from duostore.connection import Connection, call_metadata
 from duostore.errors import EntityNotFoundError
 from duostore.paging import found_in_batches, reading, snapshots_by_pages
 from duostore.retries import Retries, random_jitter
@@ -32,9 +32,11 @@ class Client:
     """Reads and writes entities as plain dicts; safe to use from many threads.
 
     ``target`` is host:port, or any other gRPC name. Without ``credentials`` the
-    connection is in the clear; ``grpc.ssl_channel_credentials()`` gives TLS. ``metadata``
+    connection is in the clear; ``grpc.ssl_channel_credentials()`` gives TLS. ``caller`` is
+    who calls, for the server's log and audit: up to 128 letters, digits and ``_ . : / = + - @``.
+    A server that asks for certificates takes the name in the client's instead. ``metadata``
     is sent with every call. ``options`` are gRPC channel options and count before the
-    client's own.
+    client's own. What cannot be sent is a ``ValueError`` here.
 
     ``timeout``, in seconds, bounds every call that brings none of its own. Every method
     may raise any ``duostore.Error``.
@@ -56,6 +58,7 @@ class Client:
         *,
         timeout: float = DEFAULT_TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
+        caller: str | None = None,
         metadata: Iterable[tuple[str, str | bytes]] = (),
         retries: bool = True,
         options: Iterable[tuple[str, Any]] = (),
@@ -69,8 +72,7 @@ class Client:
         self._connection = Connection(
             target,
             credentials=credentials,
-            # Names of metadata are lower case on the wire, and gRPC refuses all else.
-            metadata=tuple((name.lower(), value) for name, value in metadata),
+            metadata=call_metadata(caller, metadata),
             options=channel_options(options),
             retries=Retries(random_jitter) if retries else None,
         )
@@ -163,7 +165,7 @@ class Client:
         ``VersionMismatchError`` otherwise; ``if_absent`` that it does not exist or is
         deleted, and raises ``EntityExistsError``. ``data`` holds what JSON holds. What
         would not come back as it is raises ``InvalidRequestError``, before anything is
-        sent: whole numbers beyond 2^53, NaN, keys that are no strings, other types.
+        sent: whole numbers of 2^53 and beyond, NaN, keys that are no strings, other types.
 
         With an ``idempotency_key`` of your own, a repetition of the whole call, by whomever,
         is applied once as well, for 24 hours by default. An error whose ``maybe_applied`` is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -13,7 +14,7 @@ from duostore.status import Repeat, error_of
 from duostore.v1.data_access_pb2_grpc import DataAccessStub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from google.protobuf.message import Message
 
@@ -25,6 +26,49 @@ ResponseT = TypeVar("ResponseT", bound="Message")
 
 # The server logs each call under it, and answers errors with it.
 _REQUEST_ID: Final = "x-request-id"
+
+_CALLER: Final = "x-caller"
+# As the server accepts it.
+_CALLER_TEXT: Final = re.compile(r"[\w.:/=+@-]{1,128}", re.ASCII)
+# gRPC refuses all else, with a status that says INTERNAL: as if the server had been asked.
+_NAME: Final = re.compile(r"[a-z0-9_.-]+")
+_TEXT: Final = re.compile(r"[\x20-\x7e]*")
+_BINARY: Final = "-bin"
+
+
+def call_metadata(
+    caller: str | None, others: Iterable[tuple[str, str | bytes]]
+) -> tuple[tuple[str, str | bytes], ...]:
+    """Return what is sent with every call: who calls, unless that is None, and the others.
+
+    Names become lower case, as on the wire. Raises ``ValueError`` for what cannot be sent;
+    the values of others, which may be secret, are not told.
+    """
+    metadata = tuple((name.lower(), value) for name, value in others)
+    for name, value in metadata:
+        if problem := _problem(name, value):
+            raise ValueError(f"metadata {name!r} {problem}")
+    if caller is None:
+        return metadata
+    if not _CALLER_TEXT.fullmatch(caller):
+        raise ValueError(
+            f"caller is {caller!r}; it may hold letters, digits and _ . : / = + - @, 1 to 128"
+        )
+    if any(name == _CALLER for name, _ in metadata):
+        raise ValueError(f"caller is given twice: also as metadata {_CALLER!r}")
+    return (_CALLER, caller), *metadata
+
+
+def _problem(name: str, value: str | bytes) -> str:
+    if not _NAME.fullmatch(name):
+        return "has a name of other characters than a-z 0-9 _ - ."
+    if name.endswith(_BINARY):
+        return "" if isinstance(value, bytes) else "ends in -bin, so that its value must be bytes"
+    if not isinstance(value, str):
+        return "must be a str, or have a name that ends in -bin"
+    if not _TEXT.fullmatch(value):
+        return "holds other characters than printable ASCII; a name that ends in -bin takes bytes"
+    return ""
 
 
 class Connection:

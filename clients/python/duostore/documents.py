@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from google.protobuf.struct_pb2 import Value
 
-# Beyond 2^53 a double no longer tells neighbouring whole numbers apart.
-MAX_WHOLE: Final = 2**53
+# From 2^53 on a double no longer tells neighbouring whole numbers apart: as 2^53 itself comes
+# 2^53 + 1, too.
+MAX_WHOLE: Final = 2**53 - 1
 MAX_DEPTH: Final = 20
 # A list may hold nothing but mistakes; nobody reads further than this.
 MAX_VIOLATIONS: Final = 100
@@ -42,8 +43,8 @@ def to_struct(data: Mapping[str, Any], field: str = "data") -> Struct:
     """Return the document as a Struct; tuples become lists.
 
     Raises ``InvalidRequestError``, which is a ``ValueError``, with every value that would
-    not come back as it is, each by its path from ``field``: whole numbers beyond 2^53, NaN and
-    infinities, keys that are no strings, values that JSON does not have, and what nests
+    not come back as it is, each by its path from ``field``: numbers of 2^53 and beyond, NaN
+    and infinities, keys that are no strings, values that JSON does not have, and what nests
     deeper than 20 levels (or contains itself).
     """
     struct = Struct()
@@ -59,7 +60,7 @@ def to_struct(data: Mapping[str, Any], field: str = "data") -> Struct:
 
 
 def from_struct(struct: Struct) -> dict[str, Any]:
-    """Return a Struct as a plain dict: whole numbers up to 2^53 as int, others as float."""
+    """Return a Struct as a plain dict: whole numbers below 2^53 as int, others as float."""
     return {name: _plain(value) for name, value in struct.fields.items()}
 
 
@@ -155,7 +156,7 @@ class _Writing:
 
 def _no_number(number: float) -> str:
     if isinstance(number, int) or math.isfinite(number):
-        return "is a number beyond 2^53, which a double rounds; send str(value)"
+        return "is a number of 2^53 or beyond, which a double rounds; send str(value)"
     return f"is {number}, which JSON does not have; send None or leave the field out"
 
 

@@ -67,8 +67,9 @@ _REFUSING_CODES: Final = frozenset(
     }
 )
 _REFUSING_REASONS: Final = frozenset({"STORE_UNAVAILABLE", "OVERLOADED"})
-# Found only where the idempotency key would have been found as well, so that no earlier try
-# with it was applied. All else that refuses a try says nothing of those before.
+# Found only where the idempotency key would have been found as well: in the store where the
+# kind is at home, which keeps its keys apart from the other's. So no earlier try with it was
+# applied. All else that refuses a try says nothing of those before.
 _DECIDING_REASONS: Final = frozenset(
     {"ENTITY_NOT_FOUND", "ENTITY_EXISTS", "VERSION_MISMATCH", "IDEMPOTENCY_KEY_REUSED"}
 )

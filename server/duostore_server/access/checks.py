@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from duostore_server.domain.documents import JsonObject
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.policies import KindPolicy, Policies
-    from duostore_server.domain.transactions import Delete, Precondition, Request
+    from duostore_server.domain.transactions import Delete, Request
 
 MAX_BATCH_KEYS: Final = 500
 MAX_MUTATIONS: Final = 100
@@ -78,18 +78,23 @@ class Checks:
         return accepted
 
     def document(
-        self, key: EntityKey, data: JsonObject | None, *others: FieldViolation, at: str = ""
+        self,
+        key: EntityKey,
+        data: JsonObject | None,
+        *others: FieldViolation,
+        at: str = "",
+        missing: str = "is required",
     ) -> JsonObject:
         """Accept an acceptable key and a document that its kind allows; return it normalized.
 
-        ``at`` is what the names of its fields begin with. The work is linear in the size
-        of the document, whatever it holds: its values are looked at only if its size is
-        acceptable, and by its schema only if its form is.
+        ``at`` is what the names of its fields begin with, ``missing`` what is said of None.
+        The work is linear in the size of the document, whatever it holds: its values are
+        looked at only if its size is acceptable, and by its schema only if its form is.
         """
         field = f"{at}data"
         wrong = [*self._key(key, f"{at}key"), *others]
         if data is None:
-            raise InvalidRequestError([*wrong, FieldViolation(field, "is required")])
+            raise InvalidRequestError([*wrong, FieldViolation(field, missing)])
         document: JsonObject = normalized(data)
         policy = self._policies.find(key)
         if policy is not None and (too_large := _size_violation(document, policy, field)):
@@ -102,12 +107,17 @@ class Checks:
     def _request(self, request: Request, at: str, *others: FieldViolation) -> Request:
         if not isinstance(request, Check):
             return self._write(request, at, *others)
-        wrong = _version_violations(IfVersion(request.version), at)
+        wrong = _version_violations(request.version, at, "a check requires a version, of 1 or more")
         _refuse((*self._key(request.key, f"{at}key"), *wrong, *others))
         return request
 
     def _write(self, request: Save | Delete, at: str, *others: FieldViolation) -> Save | Delete:
-        wrong = [*_version_violations(request.precondition, at), *others]
+        hint = "versions start at 1"
+        if isinstance(request, Save):
+            hint += " (to require that the entity does not exist, set if_absent)"
+        expected = request.precondition
+        version = expected.version if isinstance(expected, IfVersion) else 1
+        wrong = [*_version_violations(version, at, hint), *others]
         if not isinstance(request, Save):
             _refuse((*self._key(request.key, f"{at}key"), *wrong))
             return request
@@ -115,7 +125,14 @@ class Checks:
             wrong += self._from_snapshot(request.key, request.content, at)
             _refuse((*self._key(request.key, f"{at}key"), *wrong))
             return request
-        return replace(request, content=self.document(request.key, request.content, *wrong, at=at))
+        document = self.document(
+            request.key,
+            request.content,
+            *wrong,
+            at=at,
+            missing="is required, or from_snapshot",
+        )
+        return replace(request, content=document)
 
     def _from_snapshot(
         self, key: EntityKey, content: FromSnapshot, at: str
@@ -128,7 +145,10 @@ class Checks:
     def _kept(self, key: EntityKey, field: str) -> Iterator[FieldViolation]:
         """Yield a violation if the kind is configured and keeps no snapshots."""
         policy = self._policies.find(key)
-        if policy is not None and policy.snapshots is None:
+        if policy is not None and policy.home is not Home.AURORA:
+            text = f"{key.kind!r} is at home in DynamoDB: such kinds have no snapshots"
+            yield FieldViolation(field, text)
+        elif policy is not None and policy.snapshots is None:
             yield FieldViolation(field, f"{key.kind!r} is configured to keep no snapshots")
 
     def _together(self, request: Request, tenant: str, at: str) -> Iterator[FieldViolation]:
@@ -170,13 +190,9 @@ def mutations_violation(count: int) -> FieldViolation | None:
     return FieldViolation("mutations", f"has {count}; 1 to {MAX_MUTATIONS} are allowed")
 
 
-def _version_violations(precondition: Precondition, at: str) -> Iterator[FieldViolation]:
-    if isinstance(precondition, IfVersion) and precondition.version < 1:
-        yield FieldViolation(
-            f"{at}if_version",
-            f"is {precondition.version}; versions start at 1"
-            " (to require that the entity does not exist, set if_absent)",
-        )
+def _version_violations(version: int, at: str, hint: str) -> Iterator[FieldViolation]:
+    if version < 1:
+        yield FieldViolation(f"{at}if_version", f"is {version}; {hint}")
 
 
 def _size_violation(document: JsonObject, policy: KindPolicy, field: str) -> FieldViolation | None:

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.policies import Policies
-    from duostore_server.domain.ports import Authority, IdempotencyRecords, Notes
+    from duostore_server.domain.ports import (
+        Authority,
+        IdempotencyRecords,
+        IdempotencyRows,
+        Notes,
+    )
     from duostore_server.domain.transactions import Idempotency, Transaction, Written
 
 
@@ -31,6 +36,7 @@ class Committer:
         self,
         *,
         authority: Authority,
+        rows: IdempotencyRows,
         records: IdempotencyRecords,
         propagation: Propagation,
         completions: Notes[int],
@@ -39,6 +45,7 @@ class Committer:
     ) -> None:
         """``completions`` takes the ids of outbox rows, ``answers`` what is to be recorded."""
         self._authority = authority
+        self._rows = rows
         self._records = records
         self._propagation = propagation
         self._completions = completions
@@ -61,6 +68,19 @@ class Committer:
             return None
         recorded = idempotency.answer_of(recorded)
         return Outcome(recorded.answer, recorded.projected, replayed=True)
+
+    def recall_surely(self, idempotency: Idempotency | None, deadline: Deadline) -> Outcome | None:
+        """Return what the same request was answered before, if the authority remembers it.
+
+        For a request that cannot be applied now and may have been then. Raises
+        ``IdempotencyKeyReusedError``, and ``StoreError`` if the authority cannot be asked.
+        """
+        if idempotency is None:
+            return None
+        recorded = self._rows.recall(idempotency.key, deadline)
+        if recorded is None:
+            return None
+        return Outcome(idempotency.answer_of(recorded).answer, projected=False, replayed=True)
 
     def commit(self, transaction: Transaction, deadline: Deadline) -> Outcome:
         """Apply a transaction; raises as ``Authority.write`` does."""

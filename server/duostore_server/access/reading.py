@@ -279,12 +279,13 @@ class Reader:
         ttl = policy.absent_ttl if reading.payload is None else policy.cache_ttl
         ttl *= self._jitter()
         if reading.expire_time is not None:
-            ttl = min(ttl, (reading.expire_time - now).total_seconds())
-        if ttl < _LEAST_TTL:
-            return False
+            left = (reading.expire_time - now).total_seconds()
+            if left < _LEAST_TTL:
+                return False
+            ttl = min(ttl, left)
         entry = Cached(reading.version, reading.payload, now, reading.expire_time)
         try:
-            self._cache.fill(key, lease, entry, ttl)
+            self._cache.fill(key, lease, entry, max(ttl, _LEAST_TTL))
         except StoreError:
             return False
         return True

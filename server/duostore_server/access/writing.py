@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from duostore_server.access.idempotency import idempotency_of
-from duostore_server.domain.errors import RefusalError
+from duostore_server.domain.errors import DuostoreError, RefusalError
 from duostore_server.domain.policies import Home
 from duostore_server.domain.transactions import (
     Change,
@@ -165,7 +165,13 @@ class Writer:
         idempotency = idempotency_of(idempotency_key, operation, requests, self._keep)
         if (earlier := self._committer.recall(idempotency, deadline)) is not None:
             return earlier
-        transaction = Transaction(tuple(mutations()), origin, idempotency)
+        try:
+            transaction = Transaction(tuple(mutations()), origin, idempotency)
+        except DuostoreError:
+            # The snapshot of an earlier call may be gone by now.
+            if (earlier := self._committer.recall_surely(idempotency, deadline)) is not None:
+                return earlier
+            raise
         return self._committer.commit(transaction, deadline)
 
     def _mutation(self, index: int, request: Request, deadline: Deadline) -> Mutation:

@@ -15,6 +15,7 @@ from duostore_server.cli import client_drafts
 from duostore_server.cli.client_options import (
     Address,
     CaFile,
+    Caller,
     CertFile,
     Data,
     File,
@@ -70,6 +71,7 @@ def get(
     cert_file: CertFile = None,
     key_file: KeyFile = None,
     server_name: ServerName = None,
+    caller: Caller = None,
 ) -> None:
     """Print an entity as JSON: key, version, data, times and the store that served it.
 
@@ -80,7 +82,7 @@ def get(
 
     if strong and min_version is not None:
         raise typer.BadParameter("--strong and --min-version exclude each other")
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
+    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     raise typer.Exit(
         remote.get(
             where,
@@ -110,16 +112,17 @@ def save(
     cert_file: CertFile = None,
     key_file: KeyFile = None,
     server_name: ServerName = None,
+    caller: Caller = None,
 ) -> None:
     """Create an entity or replace its data, and print its new version.
 
-    Numbers are doubles. One that a double would change, such as a whole number beyond
-    2^53, is refused: send a string.
+    Numbers are doubles. One that a double may have changed, such as a whole number of 2^53
+    or beyond, is refused: send a string.
     """
     from duostore_server.cli import remote
 
     preconditions(if_version, if_absent=if_absent)
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
+    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     raise typer.Exit(
         remote.save(
             where,
@@ -147,11 +150,12 @@ def delete(
     cert_file: CertFile = None,
     key_file: KeyFile = None,
     server_name: ServerName = None,
+    caller: Caller = None,
 ) -> None:
     """Delete an entity, and print the version that the deletion is."""
     from duostore_server.cli import remote
 
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
+    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     raise typer.Exit(
         remote.delete(
             where,
@@ -182,6 +186,7 @@ def transact(
     cert_file: CertFile = None,
     key_file: KeyFile = None,
     server_name: ServerName = None,
+    caller: Caller = None,
 ) -> None:
     """Apply up to 100 mutations in one transaction, all or none, and print the new versions.
 
@@ -194,7 +199,7 @@ def transact(
     """
     from duostore_server.cli import remote_transact
 
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
+    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     text = sys.stdin.buffer.read() if source == "-" else content_of(Path(source), "FILE")
     raise typer.Exit(
         remote_transact.transact(
@@ -220,11 +225,12 @@ def health(
     cert_file: CertFile = None,
     key_file: KeyFile = None,
     server_name: ServerName = None,
+    caller: Caller = None,
 ) -> None:
     """Print whether the service serves, and each store behind it. Exit with 1 if it does not."""
     from duostore_server.cli import remote
 
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
+    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     raise typer.Exit(remote.health(where, service=service, timeout=timeout))
 
 
@@ -245,7 +251,7 @@ def load(
     tenant: Tenant = "",
     in_flight: Annotated[
         int, typer.Option(min=1, max=1000, help="How many lines are under way at a time.")
-    ] = 32,
+    ] = 16,
     if_absent: Annotated[
         bool, typer.Option("--if-absent", help="Leave entities that exist as they are.")
     ] = False,
@@ -263,6 +269,7 @@ def load(
     cert_file: CertFile = None,
     key_file: KeyFile = None,
     server_name: ServerName = None,
+    caller: Caller = None,
 ) -> None:
     """Save every line of a file as an entity. Repeat the command to resume it.
 
@@ -286,7 +293,7 @@ def load(
         raise typer.BadParameter(f"{id!r} is no dotted path", param_hint="--id")
     what = Load(
         source=source,
-        target=target_of(target, tls, ca_file, cert_file, key_file, server_name),
+        target=target_of(target, tls, ca_file, cert_file, key_file, server_name, caller),
         tenant=utf8(tenant, "--tenant"),
         kind=utf8(kind, "--kind"),
         id_path=id,

@@ -11,6 +11,7 @@ import typer
 from duostore_server.cli.client_options import (
     Address,
     CaFile,
+    Caller,
     CertFile,
     Data,
     File,
@@ -54,6 +55,7 @@ def snapshot(
     cert_file: CertFile = None,
     key_file: KeyFile = None,
     server_name: ServerName = None,
+    caller: Caller = None,
 ) -> None:
     """Append a snapshot of an entity, and print its sequence.
 
@@ -62,7 +64,7 @@ def snapshot(
     """
     from duostore_server.cli import remote_drafts
 
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
+    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     raise typer.Exit(
         remote_drafts.snapshot(
             where,
@@ -87,11 +89,12 @@ def get_snapshot(
     cert_file: CertFile = None,
     key_file: KeyFile = None,
     server_name: ServerName = None,
+    caller: Caller = None,
 ) -> None:
     """Print a snapshot as JSON: key, sequence, data and time."""
     from duostore_server.cli import remote_drafts
 
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
+    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     key = key_of(tenant, kind, id)
     raise typer.Exit(remote_drafts.get_snapshot(where, key, sequence=sequence, timeout=timeout))
 
@@ -112,6 +115,7 @@ def snapshots(
     cert_file: CertFile = None,
     key_file: KeyFile = None,
     server_name: ServerName = None,
+    caller: Caller = None,
 ) -> None:
     """List the snapshots of an entity, newest first: sequence, time and how the document begins.
 
@@ -119,7 +123,7 @@ def snapshots(
     """
     from duostore_server.cli import remote_drafts
 
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
+    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     raise typer.Exit(
         remote_drafts.snapshots(
             where, key_of(tenant, kind, id), limit=limit, as_json=as_json, timeout=timeout
@@ -143,6 +147,7 @@ def publish(
     cert_file: CertFile = None,
     key_file: KeyFile = None,
     server_name: ServerName = None,
+    caller: Caller = None,
 ) -> None:
     """Make a snapshot the next version of its entity, and print that version.
 
@@ -151,7 +156,7 @@ def publish(
     from duostore_server.cli import remote_drafts
 
     preconditions(if_version, if_absent=if_absent)
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name)
+    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     raise typer.Exit(
         remote_drafts.publish(
             where,

@@ -82,6 +82,15 @@ ServerName = Annotated[
         rich_help_panel=_TLS_PANEL,
     ),
 ]
+Caller = Annotated[
+    str | None,
+    typer.Option(
+        "--caller",
+        metavar="NAME",
+        envvar="DUOSTORE_CALLER",
+        help="Who calls, for the service's log and audit.",
+    ),
+]
 
 
 def target_of(  # noqa: PLR0917 - the options in their order
@@ -91,9 +100,10 @@ def target_of(  # noqa: PLR0917 - the options in their order
     cert_file: Path | None,
     key_file: Path | None,
     server_name: str | None,
+    caller: str | None,
 ) -> Target:
-    """Return the service that the options name."""
-    target = Target(address, tls, ca_file, cert_file, key_file, server_name)
+    """Return the service that the options name, and who calls it."""
+    target = Target(address, tls, ca_file, cert_file, key_file, server_name, caller)
     if problem := target.problem():
         raise typer.BadParameter(problem)
     return target

@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 from duostore_server.domain.errors import FieldViolation, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from google.protobuf.message import Message
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FAILED: Final = 1
 UNUSABLE: Final = 2
 UNAVAILABLE: Final = 3
+INTERRUPTED: Final = 130
 
 _DOMAIN: Final = "duostore"
 _EXIT_CODES: Final = {
@@ -54,10 +55,7 @@ _PASSING_REASONS: Final = (
     Reason.OVERLOADED,
 )
 
-_ADVICE_BY_REASON: Final = {
-    Reason.SNAPSHOT_NOT_FOUND: "`duostore snapshots` lists those that there are.",
-    Reason.IDEMPOTENCY_KEY_REUSED: "Give each intention an --idempotency-key of its own.",
-}
+NO_ADVICE: Final[Mapping[Reason, str]] = {}
 _ADVICE: Final = {
     grpc.StatusCode.NOT_FOUND: "Check --tenant, the kind and the id.",
     grpc.StatusCode.ALREADY_EXISTS: (
@@ -77,6 +75,7 @@ class Failure:
 
     ``told`` says whether the service itself spoke; ``reason`` is None if it did not, or
     gave one that is newer than this program. ``retry_after`` is in seconds, 0 if not told.
+    ``version`` is what the service told of the entity's, 0 if it did not or there is none.
     """
 
     code: grpc.StatusCode
@@ -86,6 +85,7 @@ class Failure:
     violations: tuple[FieldViolation, ...] = ()
     retry_after: float = 0.0
     request_id: str = ""
+    version: int = 0
 
     @property
     def is_too_large(self) -> bool:
@@ -152,35 +152,55 @@ def failure_of(error: grpc.RpcError) -> Failure:
         ),
         retry_after=retry.retry_delay.ToTimedelta().total_seconds() if retry else 0.0,
         request_id=request.request_id if request else "",
+        version=_number(info.metadata.get("version", "")) if told else 0,
     )
 
 
-def explained(failure: Failure, address: str, *, in_doubt: str) -> Iterator[str]:
+def explained(
+    failure: Failure, address: str, *, in_doubt: str, advice: Mapping[Reason, str] = NO_ADVICE
+) -> Iterator[str]:
     """Yield what a person is told: what happened, every field, and what to do next.
 
     ``in_doubt`` is what to do if the call may have been applied; empty if it changes nothing.
+    ``advice`` says what to do for some reasons, where a command has its own ways.
     """
     yield str(failure) if failure.told else f"{address}: {failure}"
     for violation in failure.violations:
         yield f"  {violation.field or 'request'}: {violation.description}"
     if in_doubt and failure.outcome_is_unknown:
         yield f"It may or may not have been applied: {in_doubt}"
-    elif advice := _advice(failure):
-        yield advice
+    elif told := _advice(failure, advice):
+        yield told
 
 
-def _advice(failure: Failure) -> str:
+def _advice(failure: Failure, advice: Mapping[Reason, str]) -> str:
+    if failure.reason is not None and failure.reason in advice:
+        return advice[failure.reason]
+    if told := _advice_by_reason(failure):
+        return told
     if failure.was_not_sent:
         return "Does the service run there? --target or DUOSTORE_TARGET names another address."
     if failure.is_too_large:
         return "The service's configuration says how large a message may be."
-    if failure.reason in _ADVICE_BY_REASON:
-        return _ADVICE_BY_REASON[failure.reason]
-    if failure.reason is Reason.DUPLICATE_IN_PROGRESS:
-        return f"Repeat the command as it is, in {max(failure.retry_after, 1):g} s."
-    if advice := _ADVICE.get(failure.code):
-        return advice
+    if failure.code in _ADVICE:
+        return _ADVICE[failure.code]
     return f"Try again in {max(failure.retry_after, 1):g} s." if failure.may_pass else ""
+
+
+def _advice_by_reason(failure: Failure) -> str:
+    match failure.reason:
+        case Reason.ENTITY_NOT_FOUND if failure.version:
+            return (
+                f"It was deleted, as version {failure.version}; `duostore save` creates it again."
+            )
+        case Reason.DUPLICATE_IN_PROGRESS:
+            return f"Repeat the command as it is, in {max(failure.retry_after, 1):g} s."
+        case Reason.SNAPSHOT_NOT_FOUND:
+            return "`duostore snapshots` lists those that there are."
+        case Reason.IDEMPOTENCY_KEY_REUSED:
+            return "Give each intention an --idempotency-key of its own."
+        case _:
+            return ""
 
 
 def _status(error: grpc.RpcError) -> Any:  # noqa: ANN401 - google.rpc has no types
@@ -194,6 +214,10 @@ def _status(error: grpc.RpcError) -> Any:  # noqa: ANN401 - google.rpc has no ty
 
 def _detail(status: Any, message: Message) -> Any:  # noqa: ANN401 - as _status
     return next((message for packed in status.details if packed.Unpack(message)), None)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
 
 
 def _reason(name: str) -> Reason | None:

@@ -39,7 +39,7 @@ def parse_document(text: bytes) -> JsonObject:
     """Return the JSON object in ``text``, which is UTF-8.
 
     Raises ``DocumentError``. A number is accepted if the double nearest to it is written
-    back as the same number, and no whole number beyond 2^53.
+    back as the same number, and it is below 2^53.
     """
     value = parse_json(text, "data")
     if not isinstance(value, dict):
@@ -78,7 +78,7 @@ def losses(value: Any, field: str, depth: int = 1) -> Iterator[FieldViolation]: 
 
     Looks as deep as documents may nest; ``depth`` is that of the value itself.
     """
-    if isinstance(value, _Lossy):
+    if isinstance(value, Lossy):
         yield FieldViolation(field, value.problem)
     elif isinstance(value, str):
         if not _is_unicode(value):
@@ -134,7 +134,7 @@ def type_shown(value: Any) -> str:  # noqa: ANN401 - any JSON value
             return "a number"
 
 
-class _Lossy:
+class Lossy:
     """A value that would come back changed, until its path is known."""
 
     __slots__ = ("problem",)
@@ -153,14 +153,14 @@ def _refused(field: str, problem: str) -> DocumentError:
     return DocumentError(FieldViolation(field, problem))
 
 
-def _whole(text: str) -> int | _Lossy:
+def _whole(text: str) -> int | Lossy:
     # Python refuses to read thousands of digits at all.
     if len(text) <= len(str(-MAX_WHOLE)) and abs(value := int(text)) <= MAX_WHOLE:
         return value
     return _beyond(text)
 
 
-def _decimal(text: str) -> float | _Lossy:
+def _decimal(text: str) -> float | Lossy:
     value = float(text)
     if abs(value) > MAX_WHOLE:
         return _beyond(text)
@@ -168,7 +168,7 @@ def _decimal(text: str) -> float | _Lossy:
     digits = mantissa.replace(".", "").lstrip("-0").rstrip("0")
     if _is_kept(value, text, digits):
         return value
-    return _Lossy(
+    return Lossy(
         f"is {_shown(text)}, which a double would turn into {value!r}; send it as a string"
     )
 
@@ -184,14 +184,14 @@ def _is_kept(value: float, text: str, digits: str) -> bool:
     return Decimal(repr(value)) == written or Decimal(f"{value:.{len(digits) - 1}e}") == written
 
 
-def _beyond(text: str) -> _Lossy:
-    return _Lossy(
-        f"is {_shown(text)}, a number beyond 2^53, which a double rounds; send it as a string"
+def _beyond(text: str) -> Lossy:
+    return Lossy(
+        f"is {_shown(text)}, a number of 2^53 or beyond, which a double rounds; send it as a string"
     )
 
 
-def _constant(text: str) -> _Lossy:
-    return _Lossy(f"is {text}; JSON has no such value")
+def _constant(text: str) -> Lossy:
+    return Lossy(f"is {text}; JSON has no such value")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> JsonObject:

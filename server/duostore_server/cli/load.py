@@ -12,12 +12,12 @@ import time
 import uuid
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO
 
 import typer
 
 from duostore_server.cli.channel import UnusableTargetError
-from duostore_server.cli.failure import FAILED, UNAVAILABLE, UNUSABLE
+from duostore_server.cli.failure import FAILED, INTERRUPTED, UNAVAILABLE, UNUSABLE
 from duostore_server.cli.load_checkpoint import Job, fingerprint_of
 from duostore_server.cli.load_disk import LocalDisk
 from duostore_server.cli.load_display import displaying
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from duostore_server.cli.load_journal import Journal
     from duostore_server.cli.load_outcome import Limits
     from duostore_server.cli.target import Target
-
-INTERRUPTED: Final = 130
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ class Journal:
         self._rejected_bytes = start.rejected_bytes
         self._is_kept = True
         self._has_begun = has_begun
+        self._began_here = False
         self.counts = start.counts
         self.line = start.line
         self.offset = start.offset
@@ -54,8 +55,16 @@ class Journal:
         What an earlier load rejected stays until this one has finished a line.
         """
         if not self._has_begun:
-            self._has_begun = True
+            self._has_begun = self._began_here = True
             self._keep_progress()
+
+    def withdraw(self) -> None:
+        """Take back that the load began, if that was by ``begin``: it came to nothing.
+
+        Only for a load of which certainly no line was finished or saved.
+        """
+        if self._began_here:
+            _forget(self._disk, self._progress)
 
     def is_finished(self, line: Line) -> bool:
         """Tell whether the line is finished already."""

@@ -79,6 +79,8 @@ class Loader:
         self._is_exhausted = False
         self._end: End | None = None
         self._interrupted = False
+        # Whether a line may have been saved that is not finished.
+        self._in_doubt = False
         # When to send items that have to wait; line numbers make the order total.
         self._later: list[tuple[float, int, Item]] = []
         self._newest = journal.line
@@ -106,7 +108,11 @@ class Loader:
                 self._kept = self._clock()
         self._journal.keep()
         self._display.show(self._journal)
-        return End(Ending.COMPLETE) if self._end is None or self._is_complete() else self._end
+        if self._end is None or self._is_complete():
+            return End(Ending.COMPLETE)
+        if not self._in_doubt and not self._journal.counts.lines:
+            self._journal.withdraw()
+        return self._end
 
     def _is_done(self) -> bool:
         return self._is_complete() if self._end is None else self._in_flight == 0
@@ -192,9 +198,11 @@ class Loader:
             case Refused():
                 self._journal.reject(item.line, outcome.reason)
             case Delayed():
+                self._in_doubt = True
                 self._try_later(item, outcome)
                 return
             case Failed():
+                self._in_doubt |= outcome.maybe_applied
                 why = f"line {item.line.number}: {outcome.reason}"
                 self._stop(End(Ending.FAILED, why, outcome.exit_code))
                 return

@@ -44,10 +44,14 @@ class Delayed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Something is wrong that concerns the whole load, which has to stop with ``exit_code``."""
+    """Something is wrong that concerns the whole load, which has to stop with ``exit_code``.
+
+    ``maybe_applied`` tells whether the line may have been saved all the same.
+    """
 
     reason: str
     exit_code: int
+    maybe_applied: bool
 
 
 Outcome: TypeAlias = Saved | Existed | Refused | Delayed | Failed

@@ -40,13 +40,16 @@ class GrpcSaver:
         if_absent: bool,
         load_id: str,
         timeout: float,
+        metadata: tuple[tuple[str, str], ...],
     ) -> None:
+        """``metadata`` is sent with every call."""
         self._stubs = cycle([data_access_pb2_grpc.DataAccessStub(channel) for channel in channels])
         self._tenant = tenant
         self._kind = kind
         self._if_absent = if_absent
         self._load_id = load_id
         self._timeout = timeout
+        self._metadata = metadata
 
     def save(
         self,
@@ -62,7 +65,9 @@ class GrpcSaver:
         request.data.update(document)
         if self._if_absent:
             request.if_absent = True
-        call = next(self._stubs).Save.future(request, timeout=self._timeout)
+        call = next(self._stubs).Save.future(
+            request, timeout=self._timeout, metadata=self._metadata
+        )
         call.add_done_callback(lambda done: tell(outcome_of(done)))
 
 
@@ -81,6 +86,7 @@ def saving(target: Target, job: Job, *, load_id: str, timeout: float) -> Iterato
             if_absent=job.if_absent,
             load_id=load_id,
             timeout=timeout,
+            metadata=target.metadata,
         )
 
 
@@ -100,15 +106,15 @@ def outcome_of(call: grpc.Future[data_access_pb2.SaveResponse]) -> Outcome:
         return _refused(failure)
     if failure.may_pass:
         return Delayed(str(failure), failure.retry_after)
-    return Failed(str(failure), failure.exit_code)
+    return Failed(str(failure), failure.exit_code, maybe_applied=failure.outcome_is_unknown)
 
 
 def _refused(failure: Failure) -> Outcome:
     if failure.reason is Reason.IDEMPOTENCY_KEY_REUSED:
         why = "it has changed since an earlier run of this load saved it; begin anew with --restart"
-        return Failed(why, UNUSABLE)
+        return Failed(why, UNUSABLE, maybe_applied=False)
     violations = "; ".join(f"{v.field}: {v.description}" for v in failure.violations)
     reason = violations or str(failure)
     if any(violation.field in _FIELDS_OF_COMMAND for violation in failure.violations):
-        return Failed(reason, UNUSABLE)
+        return Failed(reason, UNUSABLE, maybe_applied=False)
     return Refused(reason)

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import json
+import shlex
 import uuid
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import typer
 
 from duostore.v1 import data_access_pb2_grpc, entity_pb2
 from duostore_server.cli.channel import UnusableTargetError, connected
-from duostore_server.cli.failure import UNUSABLE, explained, failure_of
+from duostore_server.cli.failure import (
+    INTERRUPTED,
+    NO_ADVICE,
+    UNUSABLE,
+    explained,
+    failure_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from typing import TypeAlias
 
     from duostore_server.cli.target import Target
-    from duostore_server.domain.errors import FieldViolation
+    from duostore_server.domain.errors import FieldViolation, Reason
     from duostore_server.domain.keys import EntityKey
 
     Metadata: TypeAlias = tuple[tuple[str, str], ...]
     Work: TypeAlias = Callable[[data_access_pb2_grpc.DataAccessStub, Metadata], None]
 
-# What to do about a write that may have been applied.
-_READ_FIRST: Final = "read it with `duostore get --strong`."
-_KEYED: Final = "repeat the command as it is; its idempotency key lets it be applied once."
+
+def made_if_none(idempotency_key: str) -> str:
+    """Return the key of a write, a new one if it was given none: it can be repeated then."""
+    return idempotency_key or uuid.uuid4().hex
 
 
-def if_in_doubt(idempotency_key: str, *, else_: str = _READ_FIRST) -> str:
-    """Return what to do about a write that may have been applied, with this key or none."""
-    return _KEYED if idempotency_key else else_
+def if_in_doubt(idempotency_key: str) -> str:
+    """Return what to do about a write with this key that may have been applied."""
+    key = shlex.quote(idempotency_key)
+    return f"repeat the command with --idempotency-key {key}, and it is applied once."
 
 
 def complain(line: str) -> None:
@@ -40,22 +49,32 @@ def complain(line: str) -> None:
 
 
 def run(
-    target: Target, work: Work, *, in_doubt: str = "", tell: Callable[[str], None] = complain
+    target: Target,
+    work: Work,
+    *,
+    in_doubt: str = "",
+    advice: Mapping[Reason, str] = NO_ADVICE,
+    tell: Callable[[str], None] = complain,
 ) -> int:
     """Do work that calls the service, and return the exit code.
 
     ``in_doubt`` is what to do if a call that failed may have been applied; empty if it
-    changes nothing. What goes wrong is told a line at a time.
+    changes nothing. ``advice`` is as for ``explained``. What goes wrong is told a line at
+    a time.
     """
     try:
         with connected(target) as channel:
             stub = data_access_pb2_grpc.DataAccessStub(channel)
-            work(stub, (("x-request-id", uuid.uuid4().hex),))
+            work(stub, (("x-request-id", uuid.uuid4().hex), *target.metadata))
     except grpc.RpcError as error:
         failure = failure_of(error)
-        for line in explained(failure, target.address, in_doubt=in_doubt):
+        for line in explained(failure, target.address, in_doubt=in_doubt, advice=advice):
             tell(line)
         return failure.exit_code
+    except KeyboardInterrupt:
+        doubt = f": it may or may not have been applied: {in_doubt}" if in_doubt else ""
+        tell(f"interrupted{doubt}")
+        return INTERRUPTED
     except UnusableTargetError as error:
         tell(str(error))
         return UNUSABLE

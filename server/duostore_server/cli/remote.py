@@ -11,12 +11,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from duostore.v1 import data_access_pb2
 from duostore_server.cli.answers import entity_shown, name_shown, written_shown
 from duostore_server.cli.channel import UnusableTargetError, connected
-from duostore_server.cli.failure import FAILED, explained, failure_of
+from duostore_server.cli.failure import FAILED, INTERRUPTED, explained, failure_of
 from duostore_server.cli.json_document import DocumentError, parse_document
 from duostore_server.cli.one_call import (
     complain,
     if_in_doubt,
     key_message,
+    made_if_none,
     print_json,
     refused,
     run,
@@ -66,7 +67,9 @@ def save(
         data = parse_document(document)
     except DocumentError as error:
         return refused("the document", error.violations)
-    request = data_access_pb2.SaveRequest(key=key_message(key), idempotency_key=idempotency_key)
+    request = data_access_pb2.SaveRequest(
+        key=key_message(key), idempotency_key=made_if_none(idempotency_key)
+    )
     # An empty document is a document, too.
     request.data.SetInParent()
     request.data.update(data)
@@ -102,14 +105,16 @@ def delete(
     timeout: float,
 ) -> int:
     """Delete an entity and print what became of it; return the exit code."""
-    request = data_access_pb2.DeleteRequest(key=key_message(key), idempotency_key=idempotency_key)
+    request = data_access_pb2.DeleteRequest(
+        key=key_message(key), idempotency_key=made_if_none(idempotency_key)
+    )
     if if_version is not None:
         request.if_version = if_version
 
     def work(stub: DataAccessStub, metadata: Metadata) -> None:
         print_json(written_shown(stub.Delete(request, timeout=timeout, metadata=metadata)))
 
-    return run(target, work, in_doubt=if_in_doubt(idempotency_key))
+    return run(target, work, in_doubt=if_in_doubt(request.idempotency_key))
 
 
 def health(target: Target, *, service: str | None, timeout: float) -> int:
@@ -124,7 +129,7 @@ def health(target: Target, *, service: str | None, timeout: float) -> int:
             stub = health_pb2_grpc.HealthStub(channel)
             answers = []
             for name in names:
-                answers.append(_health(stub, name, timeout))
+                answers.append(_health(stub, name, timeout, target.metadata))
                 typer.echo(f"{name or _WHOLE:{width}}  {answers[-1]}")
     except grpc.RpcError as error:
         for line in explained(failure_of(error), target.address, in_doubt=""):
@@ -133,12 +138,16 @@ def health(target: Target, *, service: str | None, timeout: float) -> int:
     except UnusableTargetError as error:
         complain(str(error))
         return FAILED
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
     return 0 if answers[0] == _SERVING else FAILED
 
 
-def _health(stub: Any, name: str, timeout: float) -> str:  # noqa: ANN401 - has no types
+def _health(stub: Any, name: str, timeout: float, metadata: Metadata) -> str:  # noqa: ANN401 - has no types
+    request = health_pb2.HealthCheckRequest(service=name)
     try:
-        answer = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=timeout)
+        answer = stub.Check(request, timeout=timeout, metadata=metadata)
     except grpc.RpcError as error:
         if failure_of(error).code is grpc.StatusCode.NOT_FOUND:
             return "SERVICE_UNKNOWN"

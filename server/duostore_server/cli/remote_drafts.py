@@ -16,6 +16,7 @@ from duostore_server.cli.one_call import (
     complain,
     if_in_doubt,
     key_message,
+    made_if_none,
     print_json,
     refused,
     run,
@@ -63,7 +64,8 @@ def snapshot(
             }
         )
 
-    return run(target, work, in_doubt=if_in_doubt(idempotency_key, else_=_HARMLESS))
+    in_doubt = if_in_doubt(idempotency_key) if idempotency_key else _HARMLESS
+    return run(target, work, in_doubt=in_doubt)
 
 
 def get_snapshot(target: Target, key: EntityKey, *, sequence: int, timeout: float) -> int:
@@ -107,7 +109,9 @@ def publish(
 ) -> int:
     """Save what a snapshot holds, and print what became of it; return the exit code."""
     request = data_access_pb2.SaveRequest(
-        key=key_message(key), from_snapshot=sequence, idempotency_key=idempotency_key
+        key=key_message(key),
+        from_snapshot=sequence,
+        idempotency_key=made_if_none(idempotency_key),
     )
     return send_save(target, request, if_version=if_version, if_absent=if_absent, timeout=timeout)
 

@@ -14,6 +14,8 @@ DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 _ADDRESS: Final = re.compile(r"(?P<host>\[[^\s\[\]]+\]|[^\s:/\[\]]+):(?P<port>[0-9]{1,5})")
 _LOOPBACK: Final = re.compile(r"localhost|127(\.\d{1,3}){3}|\[::1\]")
 _MAX_PORT: Final = 65_535
+# As the service accepts it.
+_CALLER: Final = re.compile(r"[\w.:/=+@-]{1,128}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class Target:
     ``address`` is host:port, IPv6 in brackets. Without ``tls`` calls go in plain text.
     ``ca_file`` holds the certificates to trust, in PEM, instead of the system's;
     ``cert_file`` and ``key_file`` what the caller shows; ``server_name`` is the name that
-    the server's certificate must bear, if not the host.
+    the server's certificate must bear, if not the host. ``caller`` is who calls, for the
+    service's log and audit.
     """
 
     address: str = DEFAULT_ADDRESS
@@ -32,11 +35,17 @@ class Target:
     cert_file: Path | None = None
     key_file: Path | None = None
     server_name: str | None = None
+    caller: str | None = None
 
     @property
     def is_loopback(self) -> bool:
         """Tell whether the service is on this machine."""
         return _LOOPBACK.fullmatch(self.address.rpartition(":")[0]) is not None
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return what every call of the service is to be sent with."""
+        return () if self.caller is None else (("x-caller", self.caller),)
 
     def problem(self) -> str | None:
         """Return what is wrong with the target as it was given, if anything is."""
@@ -47,4 +56,6 @@ class Target:
             return "certificates and server names are used with --tls only"
         if (self.cert_file is None) != (self.key_file is None):
             return "--cert-file and --key-file need each other"
+        if self.caller is not None and not _CALLER.fullmatch(self.caller):
+            return "--caller may hold letters, digits and _ . : / = + - @, 1 to 128 of them"
         return None

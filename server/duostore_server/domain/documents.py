@@ -16,8 +16,9 @@ JsonObject: TypeAlias = dict[str, Any]
 _Trail: TypeAlias = "tuple[_Trail, str | int] | None"
 
 MAX_DEPTH: Final = 20
-# Beyond 2^53 a double no longer tells neighbouring whole numbers apart.
-MAX_WHOLE: Final = 2**53
+# From 2^53 on a double no longer tells neighbouring whole numbers apart: as 2^53 itself comes
+# 2^53 + 1, too.
+MAX_WHOLE: Final = 2**53 - 1
 # Of a longer field name a path shows the beginning: names are as long as callers like, and
 # a path is told for each of many violations.
 MAX_SHOWN_NAME: Final = 100
@@ -48,7 +49,7 @@ def most_struct_bytes(json_bytes: int) -> int:
 def normalized(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     """Return a JSON value in the one form that every store gives back.
 
-    Numbers come as doubles; whole ones within 2^53 become integers, so that ``1.0`` is
+    Numbers come as doubles; whole ones below 2^53 become integers, so that ``1.0`` is
     ``1`` and ``-0.0`` is ``0`` in every tier. Everything else is left as it is; ask
     ``document_violations`` first.
     """
@@ -102,7 +103,7 @@ def _fault(value: object) -> str | None:
         if not math.isfinite(value):
             return "is not a finite number; JSON has no such value"
         if abs(value) > MAX_WHOLE:
-            return "is a whole number beyond 2^53, which a double rounds; send it as a string"
+            return "is a whole number of 2^53 or beyond, which a double rounds; send it as a string"
     return None
 
 

@@ -161,9 +161,9 @@ class IdempotencyKeyReusedError(DuostoreError):
 
 
 class DuplicateInProgressError(DuostoreError):
-    """A write could not be applied, for the same or another one of its entity is under way.
+    """A write was not seen applied, for the same or another one of its entity is under way.
 
-    Nothing was written; it is safe to repeat.
+    It has an idempotency key, or appends a snapshot: it is safe to repeat.
     """
 
     reason = Reason.DUPLICATE_IN_PROGRESS

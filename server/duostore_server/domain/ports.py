@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Appended,
         DirtyHead,
         Draft,
+        DueHeads,
         Head,
         HeadChange,
         HeadWritten,
@@ -190,8 +191,8 @@ class Snapshots(Protocol):
 class DirtyHeads(Protocol):
     """The heads in DynamoDB that Aurora has not been brought yet: a work set."""
 
-    def due(self, limit: int, deadline: Deadline) -> Sequence[DirtyHead]:
-        """Return up to ``limit`` heads that are due, as they are now.
+    def due(self, limit: int, deadline: Deadline) -> DueHeads:
+        """Return up to ``limit`` heads that are due, as they are now; fewer if time is short.
 
         They stay due until they are settled; others may get the same ones, to no harm.
         A head that has just become due may be found a moment late.
@@ -204,14 +205,16 @@ class DirtyHeads(Protocol):
         *,
         expire: int,
         keep: timedelta,
-        next_due: datetime | None,
+        clean: bool,
+        next_due: datetime,
         deadline: Deadline,
     ) -> None:
         """Note that a head was consolidated, after Aurora has committed it.
 
-        History up to sequence ``expire`` that has no expiry yet expires ``keep`` from now.
-        The head is clean if ``next_due`` is None and it has not moved since; otherwise it
-        is due again, at ``next_due`` or soon. Safe to repeat.
+        History up to sequence ``expire`` that has no expiry yet expires ``keep`` from now;
+        if there is too much of it, the head is due again at once. It is clean if it may be
+        (``clean``) and has not moved since, and due at ``next_due`` otherwise. Safe to
+        repeat.
         """
         ...
 
@@ -245,6 +248,13 @@ class IdempotencyRecords(Protocol):
 
 class IdempotencyRows(Protocol):
     """What the authority remembers of idempotent writes: a table of Aurora."""
+
+    def recall(self, key: IdempotencyKey, deadline: Deadline) -> Recorded | None:
+        """Return what was applied under a key; linearizable.
+
+        What has expired counts until it is purged, as it does for a write.
+        """
+        ...
 
     def purge(self, limit: int, deadline: Deadline) -> int:
         """Remove up to ``limit`` rows that were kept for long enough; return how many."""

@@ -114,21 +114,37 @@ class DirtyHead:
     """A head that is due for consolidation, as it was when it was looked at.
 
     ``number`` is its sequence or version. ``payload`` is None for a deletion, otherwise
-    as it was written. History up to ``expiring`` has its expiry already.
+    as it was written. Its history goes up to ``history``, or there is none if that is 0,
+    and has its expiry already up to ``expiring``. From ``expire_time`` on, if set, the
+    entity is absent.
     """
 
     key: EntityKey
     number: int
     payload: bytes | None
     time: datetime
-    expiring: int
+    expiring: int = 0
+    history: int = 0
+    expire_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DueHeads:
+    """Heads that are due, and whether there may be more."""
+
+    heads: Sequence[DirtyHead]
+    more: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """The newest content of a head, as Aurora holds it. ``data`` is None for a deletion."""
+    """The newest content of a head, as Aurora holds it.
+
+    ``data`` is None for a deletion. From ``expire_time`` on, if set, the entity is absent.
+    """
 
     key: EntityKey
     sequence: int
     data: JsonObject | None
     update_time: datetime
+    expire_time: datetime | None = None

@@ -105,6 +105,7 @@ class CallChain:
                 in_flight.inc()
                 code = grpc.StatusCode.OK
                 try:
+                    _check_caller(context)
                     request = _parsed(request_class, raw)
                     answer = body(request, Call(self._deadline(context), origin))
                     return answer if isinstance(answer, bytes) else answer.SerializeToString()
@@ -147,6 +148,17 @@ def _origin(context: grpc.ServicerContext) -> Origin:
     peer = cast("Mapping[str, Sequence[bytes]]", context.auth_context())
     caller = _common_name(peer) if _CERTIFICATE in peer else said.get(_CALLER, "")
     return Origin(caller, said.get(_REQUEST_ID) or uuid.uuid4().hex)
+
+
+def _check_caller(context: grpc.ServicerContext) -> None:
+    """Refuse a name that the audit would not have as it was meant; a certificate's counts."""
+    for name, value in context.invocation_metadata():
+        if name != _CALLER or not value or _ACCEPTABLE[name].fullmatch(str(value)):
+            continue
+        if _CERTIFICATE not in context.auth_context():
+            raise InvalidRequestError(
+                [FieldViolation(_CALLER, "may hold A-Z a-z 0-9 _ . : / = + @ -, at most 128")]
+            )
 
 
 def _common_name(peer: Mapping[str, Sequence[bytes]]) -> str:

@@ -8,12 +8,11 @@ from duostore_server.domain.errors import Store
 from duostore_server.telemetry.store_calls import StoreCalls
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime, timedelta
 
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.ports import DirtyHeads
-    from duostore_server.domain.snapshots import DirtyHead
+    from duostore_server.domain.snapshots import DirtyHead, DueHeads
     from duostore_server.telemetry.metrics import Metrics
 
 
@@ -25,12 +24,12 @@ class ObservedDirtyHeads:
         self._due = StoreCalls(metrics, Store.DYNAMODB, "dirty_due")
         self._settle = StoreCalls(metrics, Store.DYNAMODB, "dirty_settle")
 
-    def due(self, limit: int, deadline: Deadline) -> Sequence[DirtyHead]:
+    def due(self, limit: int, deadline: Deadline) -> DueHeads:
         with self._due() as call:
-            heads = self._delegate.due(limit, deadline)
-            if not heads:
+            due = self._delegate.due(limit, deadline)
+            if not due.heads:
                 call.outcome = "miss"
-            return heads
+            return due
 
     def settle(
         self,
@@ -38,10 +37,11 @@ class ObservedDirtyHeads:
         *,
         expire: int,
         keep: timedelta,
-        next_due: datetime | None,
+        clean: bool,
+        next_due: datetime,
         deadline: Deadline,
     ) -> None:
         with self._settle():
             self._delegate.settle(
-                head, expire=expire, keep=keep, next_due=next_due, deadline=deadline
+                head, expire=expire, keep=keep, clean=clean, next_due=next_due, deadline=deadline
             )

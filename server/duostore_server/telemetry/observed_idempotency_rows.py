@@ -10,6 +10,7 @@ from duostore_server.telemetry.store_calls import StoreCalls
 if TYPE_CHECKING:
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.ports import IdempotencyRows
+    from duostore_server.domain.transactions import IdempotencyKey, Recorded
     from duostore_server.telemetry.metrics import Metrics
 
 
@@ -18,7 +19,15 @@ class ObservedIdempotencyRows:
 
     def __init__(self, delegate: IdempotencyRows, metrics: Metrics) -> None:
         self._delegate = delegate
+        self._recall = StoreCalls(metrics, Store.AURORA, "idempotency_recall")
         self._purge = StoreCalls(metrics, Store.AURORA, "idempotency_purge")
+
+    def recall(self, key: IdempotencyKey, deadline: Deadline) -> Recorded | None:
+        with self._recall() as call:
+            found = self._delegate.recall(key, deadline)
+            if found is None:
+                call.outcome = "miss"
+            return found
 
     def purge(self, limit: int, deadline: Deadline) -> int:
         with self._purge() as call:

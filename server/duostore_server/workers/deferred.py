@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _BUDGET_SECONDS: Final = 2.0
+_FINISH_SECONDS: Final = 5.0
 # A worker that cannot reach a store for long forgets the oldest notes rather than grow.
 _MAX_NOTES: Final = 100_000
 
@@ -43,7 +44,8 @@ class Deferred(Generic[T]):
         return bool(self._notes)
 
     def finish(self) -> None:
-        """Send what is still noted, unless the store cannot be reached."""
+        """Send what is still noted, for a few seconds, unless the store cannot be reached."""
+        deadline = Deadline.after(_FINISH_SECONDS)
         with suppress(DuostoreError):
-            while self.run_once():
+            while self.run_once() and not deadline.is_over():
                 pass

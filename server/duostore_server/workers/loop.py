@@ -43,7 +43,7 @@ class Loop:
 
     ``work`` returns True if there is more to do at once; otherwise the loop rests
     for ``rest`` seconds. A work that fails is tried again after 0.1 s, then twice as
-    long each time up to 0.4 s, less a random part.
+    long each time up to ``longest`` seconds, less a random part.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Loop:
         rest: float,
         jitter: Callable[[], float],
         observer: LoopObserver,
+        longest: float = _LAST_BACKOFF_SECONDS,
     ) -> None:
         """``jitter`` returns the part of a backoff to wait, at most 1."""
         self._name = name
@@ -61,6 +62,7 @@ class Loop:
         self._rest = rest
         self._jitter = jitter
         self._observer = observer
+        self._longest = longest
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -98,7 +100,7 @@ class Loop:
                     seconds=round(time.monotonic() - began, 3),
                 )
                 wait = backoff * self._jitter()
-                backoff = min(backoff * 2, _LAST_BACKOFF_SECONDS)
+                backoff = min(backoff * 2, self._longest)
             else:
                 self._observer.succeeded(self._name)
                 backoff = _FIRST_BACKOFF_SECONDS

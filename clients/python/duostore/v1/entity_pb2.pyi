@@ -148,8 +148,8 @@ class Entity(_message.Message):
 
     @_builtins.property
     def data(self) -> _struct_pb2.Struct:
-        """The document, as it was saved. Numbers are doubles; whole numbers beyond
-        2^53 are refused by Save and belong into a string.
+        """The document, as it was saved. Numbers are doubles; whole numbers of 2^53
+        and beyond are refused by Save and belong into a string.
         """
 
     @_builtins.property

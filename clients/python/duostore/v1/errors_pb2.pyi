@@ -82,8 +82,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_DUPLICATE_IN_PROGRESS: _ErrorReason.ValueType  # 14
     """ABORTED. A call with the same idempotency key, or another write of the same
-    entity, is under way. Nothing was changed by this call; repeat it, with the same
-    key, after RetryInfo.
+    entity, is under way. Safe to repeat, with the same key, after RetryInfo.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -152,7 +151,6 @@ new key for each intention, and the same one for its repetitions alone.
 """
 ERROR_REASON_DUPLICATE_IN_PROGRESS: ErrorReason.ValueType  # 14
 """ABORTED. A call with the same idempotency key, or another write of the same
-entity, is under way. Nothing was changed by this call; repeat it, with the same
-key, after RetryInfo.
+entity, is under way. Safe to repeat, with the same key, after RetryInfo.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

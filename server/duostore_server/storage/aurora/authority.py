@@ -164,7 +164,7 @@ class AuroraAuthority:
         """Return what was applied under this key before, if anything was."""
         if idempotency is None:
             return None
-        recorded = self._keys.read(idempotency.key, deadline)
+        recorded = self._keys.recall(idempotency.key, deadline)
         if recorded is None:
             return None
         return Committed(idempotency.answer_of(recorded).answer, (), replayed=True)

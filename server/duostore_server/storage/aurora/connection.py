@@ -149,6 +149,9 @@ def session_settings(statement_timeout: float, lock_timeout: float) -> Mapping[s
         # Of a transaction of several trips; should its client hang in between, it must not
         # hold its locks for long.
         "idle_in_transaction_session_timeout": "5000",
+        # Of a transaction that was given up on the statements are all there already: the
+        # server would else do every one, and hold its locks, before it looked who waits.
+        "client_connection_check_interval": "200",
         # Statements rely on it: what waited for a row goes on with the row as it is then.
         "default_transaction_isolation": "read committed",
         "timezone": "UTC",

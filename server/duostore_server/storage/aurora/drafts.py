@@ -22,12 +22,14 @@ _FOLD: Final = """
 WITH given AS MATERIALIZED (
     SELECT *
     FROM unnest(
-        %s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[], %s::timestamptz[]
-    ) WITH ORDINALITY AS g (tenant, kind, id, sequence, data, update_time, n)
+        %s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[], %s::timestamptz[],
+        %s::timestamptz[]
+    ) WITH ORDINALITY AS g (tenant, kind, id, sequence, data, update_time, expire_time, n)
 ), folded AS (
     INSERT INTO duostore.draft AS d
-        (tenant, kind, id, sequence, data, deleted, update_time, consolidate_time)
-    SELECT tenant, kind, id, sequence, data::jsonb, data IS NULL, update_time, clock_timestamp()
+        (tenant, kind, id, sequence, data, deleted, update_time, expire_time, consolidate_time)
+    SELECT tenant, kind, id, sequence, data::jsonb, data IS NULL, update_time, expire_time,
+        clock_timestamp()
     FROM given
     ORDER BY tenant COLLATE "C", kind COLLATE "C", id COLLATE "C"
     ON CONFLICT (tenant, kind, id) DO UPDATE SET
@@ -35,6 +37,7 @@ WITH given AS MATERIALIZED (
         data = excluded.data,
         deleted = excluded.deleted,
         update_time = excluded.update_time,
+        expire_time = excluded.expire_time,
         consolidate_time = excluded.consolidate_time
     WHERE d.sequence < excluded.sequence
 )
@@ -65,6 +68,7 @@ class AuroraDrafts:
             [Int8(draft.sequence) for draft in drafts],
             [None if draft.data is None else compact_json(draft.data) for draft in drafts],
             [draft.update_time for draft in drafts],
+            [draft.expire_time for draft in drafts],
         )
         rows = self._pool.execute(_FOLD, columns, deadline)
         return {draft.key: former for draft, (former,) in zip(drafts, rows, strict=True)}

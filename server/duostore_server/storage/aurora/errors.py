@@ -38,7 +38,7 @@ _MEANINGS: Final[Mapping[str, Callable[[Store], StoreError]]] = {
     _READ_ONLY: StoreUnavailableError,
     "53": StoreOverloadedError,  # out of memory, disk or connections
     "55000": StoreUnavailableError,  # not in the state for it: in recovery
-    "55P03": StoreTimeoutError,  # lock timeout
+    "55P03": StoreOverloadedError,  # lock timeout: others are at work on the row
     "57": StoreUnavailableError,  # an operator intervened
     "57014": StoreTimeoutError,  # statement timeout, or a cancel request by whomever
     "58": StoreUnavailableError,  # the server's disk or system failed it

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg.types.numeric import Int8
 
-from duostore_server.domain.errors import DuplicateInProgressError, StoreTimeoutError
+from duostore_server.domain.errors import DuplicateInProgressError, StoreOverloadedError
 from duostore_server.domain.transactions import Applied, Recorded
 from duostore_server.storage.aurora.statements import PURGE, READ_REMEMBERED, REMEMBER
 from duostore_server.storage.aurora.trips import Statement
@@ -35,11 +35,7 @@ class AuroraIdempotency:
     def __init__(self, pool: AuroraPool) -> None:
         self._pool = pool
 
-    def read(self, key: IdempotencyKey, deadline: Deadline) -> Recorded | None:
-        """Return what was applied under a key, if it is remembered; linearizable.
-
-        A row that has expired counts until it is purged, as it does for who would take it.
-        """
+    def recall(self, key: IdempotencyKey, deadline: Deadline) -> Recorded | None:
         rows = self._pool.ask_writer(READ_REMEMBERED, (key.tenant, key.text), deadline)
         ((_, request_hash, answer),) = rows
         return None if request_hash is None else Recorded(request_hash, _decoded(answer))
@@ -77,7 +73,7 @@ def contending_for_key() -> Iterator[None]:
         if error.diag.constraint_name != _PRIMARY_KEY:
             raise
         raise KeyTakenError from error
-    except StoreTimeoutError as error:
+    except StoreOverloadedError as error:
         if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
             raise
         raise DuplicateInProgressError from error

@@ -95,6 +95,15 @@ def ensure_current(conninfo: Conninfo, *, folder: Traversable = MIGRATIONS) -> N
         )
 
 
+def forget_drafts(conninfo: Conninfo) -> None:
+    """Empty the table of consolidated drafts, for a deployment whose DynamoDB begins anew.
+
+    Its heads count from 1 again, so that what Aurora has of them would pass for newer.
+    """
+    with _connected(conninfo) as connection:
+        connection.execute("DELETE FROM duostore.draft")
+
+
 def _read(folder: Traversable) -> list[Migration]:
     found = sorted(
         (file for file in folder.iterdir() if file.name.endswith(".sql")),

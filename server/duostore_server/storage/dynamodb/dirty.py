@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from botocore.exceptions import ClientError
 
 from duostore_server.domain.errors import Store, StoreOverloadedError
-from duostore_server.domain.snapshots import DirtyHead
+from duostore_server.domain.snapshots import DirtyHead, DueHeads
 from duostore_server.storage.dynamodb.asking import Patience
 from duostore_server.storage.dynamodb.attributes import UnreadableError, whole
 from duostore_server.storage.dynamodb.batch_get import get_items
@@ -20,7 +20,9 @@ from duostore_server.storage.dynamodb.head_items import (
     DIRTY_INDEX,
     DIRTY_SHARD,
     DUE_TIME,
+    EXPIRE_TIME,
     EXPIRING,
+    HISTORY,
     NUMBER,
     SHARDS,
     TIME,
@@ -89,15 +91,23 @@ class DynamoDirtyHeads:
         self._now = now
         self._turns = count()
 
-    def due(self, limit: int, deadline: Deadline) -> Sequence[DirtyHead]:
+    def due(self, limit: int, deadline: Deadline) -> DueHeads:
         now = self._now()
         first = next(self._turns)
         keys: list[EntityKey] = []
         # Each time another shard comes first, so that none waits for ever behind the others.
         for turn in range(SHARDS):
             keys += self._keys_in((first + turn) % SHARDS, now, limit - len(keys), deadline)
-        found = self._patience.gather(self._heads, keys, deadline)
-        return [head for head in (self._dirty(key, found[key], now) for key in keys) if head]
+        more = len(keys) >= limit
+        heads: list[DirtyHead] = []
+        for start in range(0, len(keys), _MAX_HEADS):
+            if start and deadline.is_over():
+                more = True
+                break
+            lot = keys[start : start + _MAX_HEADS]
+            found = self._patience.gather(self._heads, lot, deadline)
+            heads += [head for key in lot if (head := self._dirty(key, found[key], now))]
+        return DueHeads(heads, more)
 
     def _keys_in(
         self, shard: int, now: datetime, limit: int, deadline: Deadline
@@ -145,6 +155,8 @@ class DynamoDirtyHeads:
                 head_payload(item),
                 time_of(whole(item, TIME)),
                 whole(item, EXPIRING) if EXPIRING in item else 0,
+                whole(item, HISTORY) if HISTORY in item else 0,
+                time_of(whole(item, EXPIRE_TIME)) if EXPIRE_TIME in item else None,
             )
         except (OverflowError, UnreadableError) as error:
             self._unreadable(key, 0, str(error))
@@ -157,7 +169,8 @@ class DynamoDirtyHeads:
         *,
         expire: int,
         keep: timedelta,
-        next_due: datetime | None,
+        clean: bool,
+        next_due: datetime,
         deadline: Deadline,
     ) -> None:
         now = self._now()
@@ -166,10 +179,8 @@ class DynamoDirtyHeads:
         deadline.bound(self._timeout)
         if expiring < expire:
             next_due = now
-        elif next_due is None:
-            if self._clear(head, progress):
-                return
-            next_due = now
+        elif clean and self._clear(head, progress):
+            return
         deadline.bound(self._timeout)
         self._mark(head.key, next_due, progress)
 

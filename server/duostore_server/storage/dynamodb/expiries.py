@@ -83,11 +83,13 @@ class Expiries:
                 # An update of each will tell what is the matter, if it is not the statements.
                 self._edge.complain(f"BatchExecuteStatement: {error_code(error)}", _FALLEN_BACK)
                 return sequences
-        return [
-            sequence
-            for sequence, response in zip(sequences, responses, strict=True)
-            if refusal(response) not in {None, *EXPECTED_REFUSALS}
-        ]
+        refusals = dict(zip(sequences, map(refusal, responses), strict=True))
+        unexpected = {
+            n: why for n, why in refusals.items() if why not in {None, *EXPECTED_REFUSALS}
+        }
+        for why in {*unexpected.values()}:
+            self._edge.complain(f"BatchExecuteStatement: {why}", _FALLEN_BACK)
+        return list(unexpected)
 
     def _statement(
         self, key: EntityKey, sequence: int, expire_time: datetime

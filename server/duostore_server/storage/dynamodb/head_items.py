@@ -8,6 +8,7 @@ by which DynamoDB itself deletes: seconds. What a head has besides its payload:
     form         ``value``, or ``tombstone`` of a deleted entity
     time         when that number was written
     nonce        of the call that wrote it, 16 random bytes
+    history      the last sequence that was to go into the history
     expiring     history up to this sequence has its expiry; written by settling alone
     dirty_shard, due_time    while Aurora has not been brought it
 
@@ -32,6 +33,7 @@ NUMBER: Final = "number"
 FORM: Final = "form"
 TIME: Final = "time"
 NONCE: Final = "nonce"
+HISTORY: Final = "history"
 EXPIRING: Final = "expiring"
 # From then on an item is absent, whoever reads it.
 EXPIRE_TIME: Final = "expire_time"

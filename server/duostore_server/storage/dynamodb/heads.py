@@ -14,6 +14,7 @@ from duostore_server.domain.errors import (
     StoreTimeoutError,
     WriteOutcomeUnknownError,
 )
+from duostore_server.domain.policies import Home
 from duostore_server.domain.snapshots import HeadWritten
 from duostore_server.domain.transactions import Recorded
 from duostore_server.storage.dynamodb.asking import Patience
@@ -296,6 +297,7 @@ def _records(client: DynamoDBClient, prefix: str, unreadable: UnreadableRecord) 
     return RecordTable(
         client,
         table=idempotency_table(prefix),
+        home=Home.DYNAMODB,
         edge=ErrorEdge(),
         unreadable=unreadable,
         now=utc_now,

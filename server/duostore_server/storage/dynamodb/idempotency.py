@@ -1,8 +1,10 @@
 """The port ``IdempotencyRecords`` on DynamoDB, and the records of writes that are made there.
 
-An item is a request that was applied: pk is ``tenant#key``, the answer compact JSON, a
-pair of version and time for each mutation. Times are microseconds since 1970, but for
-``sweep_time``: see ``head_items``.
+An item is a request that was applied: pk is ``home#tenant#key``, the answer compact JSON,
+a pair of version and time for each mutation. What is at home in DynamoDB is decided by its
+record; the record of what is at home in Aurora is a copy of the row that decides there.
+The two never meet: a copy put late must not take a decision's place. Times are
+microseconds since 1970, but for ``sweep_time``: see ``head_items``.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from duostore_server.domain.errors import Store
+from duostore_server.domain.policies import Home
 from duostore_server.domain.transactions import Applied, Recorded
 from duostore_server.storage.dynamodb.asking import Patience
 from duostore_server.storage.dynamodb.batch_get import get_items
@@ -58,7 +61,7 @@ def record_put(
     return {
         "Put": {
             "TableName": table,
-            "Item": _item(idempotency, recorded, now),
+            "Item": _item(Home.DYNAMODB, idempotency, recorded, now),
             "ConditionExpression": "attribute_not_exists(pk) OR expire_time <= :now",
             "ExpressionAttributeValues": {":now": number(micros(now))},
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
@@ -90,11 +93,15 @@ def decode_record(
         return None
 
 
-def _item(idempotency: Idempotency, recorded: Recorded, now: datetime) -> Item:
+def _primary_key(home: Home, key: IdempotencyKey) -> Item:
+    return {"pk": {"S": f"{home.value}#{key}"}}
+
+
+def _item(home: Home, idempotency: Idempotency, recorded: Recorded, now: datetime) -> Item:
     expire_time = now + idempotency.keep
     answer = [[applied.version, micros(applied.update_time)] for applied in recorded.answer]
     return {
-        "pk": {"S": str(idempotency.key)},
+        **_primary_key(home, idempotency.key),
         "request_hash": {"B": recorded.request_hash},
         "answer": {"S": json.dumps(answer, separators=(",", ":"))},
         "projected": {"BOOL": recorded.projected},
@@ -119,10 +126,13 @@ class RecordTable:
         client: DynamoDBClient,
         *,
         table: str,
+        home: Home,
         edge: ErrorEdge,
         unreadable: UnreadableRecord,
         now: Callable[[], datetime],
     ) -> None:
+        """``home`` is that of the kinds whose records these are."""
+        self._home = home
         self._client = client
         self._table = table
         self._edge = edge
@@ -135,7 +145,10 @@ class RecordTable:
         Strongly consistent. Keys that DynamoDB did not get to are left out.
         """
         items = get_items(
-            self._client, self._edge, self._table, {key: {"pk": {"S": str(key)}} for key in keys}
+            self._client,
+            self._edge,
+            self._table,
+            {key: _primary_key(self._home, key) for key in keys},
         )
         now = self._now()
         return {
@@ -178,8 +191,9 @@ class DynamoIdempotencyRecords:
     def put(self, records: Sequence[tuple[Idempotency, Recorded]], deadline: Deadline) -> None:
         now = self._now()
         # A call may name an item once: the last record of a key counts.
-        items = {str(idempotency.key): (idempotency, recorded) for idempotency, recorded in records}
-        puts = [_Put(pk, _item(*record, now)) for pk, record in items.items()]
+        newest = {idempotency.key: (idempotency, recorded) for idempotency, recorded in records}
+        items = [_item(Home.AURORA, *record, now) for record in newest.values()]
+        puts = [_Put(item["pk"]["S"], item) for item in items]
         self._patience.gather(self._puts, puts, deadline)
 
 
@@ -259,5 +273,10 @@ def _table(
     now: Callable[[], datetime],
 ) -> RecordTable:
     return RecordTable(
-        client, table=idempotency_table(prefix), edge=ErrorEdge(), unreadable=unreadable, now=now
+        client,
+        table=idempotency_table(prefix),
+        home=Home.AURORA,
+        edge=ErrorEdge(),
+        unreadable=unreadable,
+        now=now,
     )

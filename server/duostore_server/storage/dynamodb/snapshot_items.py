@@ -20,6 +20,7 @@ from duostore_server.storage.dynamodb.head_items import (
     EXPIRE_TIME,
     FORM,
     HEAD,
+    HISTORY,
     NONCE,
     NUMBER,
     SWEEP_TIME,
@@ -68,6 +69,7 @@ class Append:
     time: datetime
     due_time: datetime
     nonce: bytes = field(repr=False)
+    in_history: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,10 @@ class HistoryPut:
         return len(self.item[PAYLOAD]["B"])
 
 
-def head_update(table: str, append: Append, numbering: str, numbers: Item) -> Update:
+def head_update(table: str, append: Append, operand: str, numbers: Item) -> Update:
     """Return the update that makes a snapshot the head.
 
-    ``numbering`` sets ``#number``, by the values ``numbers``.
+    Its number is to be ``operand``, of the values ``numbers``.
     """
     assigned: Item = {
         FORM: {"S": Form.VALUE.value},
@@ -98,15 +100,17 @@ def head_update(table: str, append: Append, numbering: str, numbers: Item) -> Up
     }
     # What was at home here, before its kind moved, may have had an end; a snapshot has none.
     removed = [name for name in (ENCODING, EXPIRE_TIME, SWEEP_TIME) if name not in assigned]
-    settings = [numbering, f"#{DUE_TIME} = if_not_exists(#{DUE_TIME}, :{DUE_TIME})"]
+    settings = [f"#{NUMBER} = {operand}", f"#{DUE_TIME} = if_not_exists(#{DUE_TIME}, :{DUE_TIME})"]
     settings += [f"#{name} = :{name}" for name in assigned]
+    numbered = (NUMBER, HISTORY) if append.in_history else (NUMBER,)
+    settings += [f"#{name} = {operand}" for name in numbered[1:]]
     return {
         "TableName": table,
         "Key": head_key(append.key),
         "UpdateExpression": (
             f"SET {', '.join(settings)} REMOVE {', '.join(f'#{name}' for name in removed)}"
         ),
-        "ExpressionAttributeNames": names(NUMBER, DUE_TIME, *assigned, *removed),
+        "ExpressionAttributeNames": names(*numbered, DUE_TIME, *assigned, *removed),
         "ExpressionAttributeValues": {
             **{f":{name}": value for name, value in assigned.items()},
             f":{DUE_TIME}": number(micros(append.due_time)),
@@ -125,6 +129,11 @@ def history_put(append: Append, sequence: int) -> HistoryPut:
     return HistoryPut(item["pk"]["S"], item["sk"]["S"], item)
 
 
+def is_over(item: Mapping[str, Any], now: datetime) -> bool:
+    """Return whether an item has expired by ``now``; raises ``UnreadableError``."""
+    return EXPIRE_TIME in item and whole(item, EXPIRE_TIME) <= micros(now)
+
+
 def decode_snapshot(
     key: EntityKey, item: Mapping[str, Any], now: datetime, unreadable: Unreadable
 ) -> StoredSnapshot | None:
@@ -134,7 +143,7 @@ def decode_snapshot(
     """
     sequence = 0
     try:
-        if EXPIRE_TIME in item and time_of(whole(item, EXPIRE_TIME)) <= now:
+        if is_over(item, now):
             return None
         is_head = item["sk"]["S"] == HEAD
         sequence = whole(item, NUMBER) if is_head else int(item["sk"]["S"])

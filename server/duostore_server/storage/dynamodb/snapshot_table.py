@@ -19,6 +19,7 @@ from duostore_server.storage.dynamodb.snapshot_items import (
     decode_snapshot,
     head_update,
     history_put,
+    is_over,
 )
 from duostore_server.storage.dynamodb.transact import is_too_large, transact
 
@@ -108,7 +109,7 @@ class SnapshotTable:
         again it returns the same sequence, unless another snapshot came in between: then
         it is appended twice.
         """
-        raised = "#number = if_not_exists(#number, :zero) + :one"
+        raised = "if_not_exists(#number, :zero) + :one"
         numbers = {":zero": number(0), ":one": number(1)}
         with self._lost.translated(self._edge):
             try:
@@ -139,7 +140,6 @@ class SnapshotTable:
         append: Append,
         guess: int | None,
         *,
-        in_history: bool,
         idempotency: Idempotency,
         now: datetime,
     ) -> tuple[int, Sequence[Refusal] | None]:
@@ -147,13 +147,13 @@ class SnapshotTable:
 
         All of it or nothing. Reads the number first, by a call of its own, if there is no
         guess. Returns the sequence, and None or what stood in the way: of the head, of
-        the record, of the history if it is to be ``in_history``.
+        the record, of the history if it is to be there.
         """
         after = self.number(append.key) if guess is None else guess
         sequence = after + 1
         numbers = {":number": number(sequence), **({":after": number(after)} if after else {})}
         head: UpdateTypeDef = {
-            **head_update(self._table, append, "#number = :number", numbers),
+            **head_update(self._table, append, ":number", numbers),
             "ConditionExpression": "#number = :after" if after else "attribute_not_exists(#number)",
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
         }
@@ -163,7 +163,7 @@ class SnapshotTable:
             {"Update": head},
             record_put(self._records, idempotency, recorded, now),
         ]
-        if in_history:
+        if append.in_history:
             item = history_put(append, sequence).item
             actions.append({"Put": {"TableName": self._table, "Item": item}})
         with self._lost.translated(self._edge):
@@ -253,4 +253,15 @@ class SnapshotTable:
             if snapshot is not None:
                 snapshots.setdefault(snapshot.sequence, snapshot)
         last = response.get("LastEvaluatedKey")
-        return Page(tuple(snapshots.values()), None if last is None else last["sk"]["S"])
+        # History is given its end in the order of sequences: where a whole page has expired
+        # so has what is below, and DynamoDB may be days behind with sweeping it.
+        if last is None or all(self._is_over(item, now) for item in response["Items"]):
+            return Page(tuple(snapshots.values()), None)
+        return Page(tuple(snapshots.values()), last["sk"]["S"])
+
+    @staticmethod
+    def _is_over(item: Mapping[str, Any], now: datetime) -> bool:
+        try:
+            return is_over(item, now)
+        except UnreadableError:
+            return False

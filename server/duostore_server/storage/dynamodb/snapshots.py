@@ -115,6 +115,7 @@ class DynamoSnapshots:
             snapshot.time,
             snapshot.time + snapshot.consolidate_after,
             self._nonces(),
+            snapshot.in_history,
         )
         if snapshot.idempotency is not None:
             return self._append_once(append, snapshot, snapshot.idempotency, deadline)
@@ -173,7 +174,6 @@ class DynamoSnapshots:
                 self._table.append_once,
                 append,
                 guess,
-                in_history=snapshot.in_history,
                 idempotency=idempotency,
                 now=now,
             )
@@ -216,7 +216,7 @@ class DynamoSnapshots:
             if page.snapshots or page.below is None:
                 more = page.below is not None or len(page.snapshots) > limit
                 return SnapshotPage(page.snapshots[:limit], more)
-            # All of these have expired; what comes after may not have.
+            # None of these could be read; what comes after may be.
             request = replace(request, below=page.below)
 
 

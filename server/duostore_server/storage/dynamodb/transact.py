@@ -61,6 +61,7 @@ def transact(
         client.transact_write_items(TransactItems=actions)
     except ClientError as error:
         if error_code(error) == _IN_PROGRESS:
+            # Botocore has sent it again while the first attempt still may be applied.
             return [Refusal(conflicts=True)] * len(actions)
         if is_too_large(error):
             return [Refusal(too_large=True)] * len(actions)

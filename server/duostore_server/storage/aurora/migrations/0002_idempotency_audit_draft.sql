@@ -73,6 +73,7 @@ CREATE TABLE duostore.draft (
     data jsonb,
     deleted boolean NOT NULL,
     update_time timestamptz NOT NULL,
+    expire_time timestamptz,
     consolidate_time timestamptz NOT NULL,
     PRIMARY KEY (tenant, kind, id),
     CHECK (deleted = (data IS NULL))
@@ -86,5 +87,7 @@ COMMENT ON COLUMN duostore.draft.sequence IS
     'The sequence of the snapshot, or the version of the entity at home in DynamoDB.';
 COMMENT ON COLUMN duostore.draft.update_time IS
     'When the content was written to DynamoDB.';
+COMMENT ON COLUMN duostore.draft.expire_time IS
+    'From when on the entity is absent, if ever: queries have to look at it.';
 COMMENT ON COLUMN duostore.draft.consolidate_time IS
     'When it was brought here.';
