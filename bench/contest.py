@@ -77,7 +77,7 @@ class Outcome:
 
     def against(self, floor: int) -> Iterator[Comparison]:
         """Yield the comparison with a floor, figure by figure, of those that both have."""
-        for figure in ("per_second", "p50", "p99", "cpu", "sent"):
+        for figure in ("per_second", "p50", "p99", "cpu", "sent", "wal"):
             ours = [getattr(sides[0], figure) for sides in self.rounds]
             theirs = [getattr(sides[1 + floor], figure) for sides in self.rounds]
             if None in ours or None in theirs:

@@ -20,8 +20,8 @@ class Figures:
     """What one side did in one round.
 
     ``p50`` and ``p99`` are the seconds that a call took; ``cpu`` those of CPU that the process
-    which is measured spent on it, and ``sent`` its requests to DynamoDB for it, where these
-    are measured.
+    which is measured spent on it, ``sent`` its requests to DynamoDB for it, and ``wal`` the
+    bytes that PostgreSQL wrote to its log for it, where these are measured.
     """
 
     per_second: float
@@ -29,6 +29,7 @@ class Figures:
     p99: float
     cpu: float | None = None
     sent: float | None = None
+    wal: float | None = None
 
     @classmethod
     def of(cls, latencies: Sequence[float], elapsed: float) -> Figures:

@@ -21,6 +21,7 @@ _FIGURES: Final = {
     "p99": ("p99, ms", 1000, ".2f"),
     "cpu": ("CPU, µs", 1_000_000, ",.0f"),
     "sent": ("requests", 1, ".2f"),
+    "wal": ("WAL, bytes", 1, ",.0f"),
 }
 _STORES: Final = ("cache", "dynamodb", "aurora")
 

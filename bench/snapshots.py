@@ -12,6 +12,8 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
+import psycopg
+
 from bench.callers import measured
 from bench.contest import Contest, Side
 from bench.deployment import KIND, document
@@ -96,13 +98,18 @@ def snapshot(deployment: Deployment) -> Iterator[Contest]:
         def by(call: Callable[[str, dict[str, Any]], object]) -> Run:
             numbers = count()
             return partial(
-                _of_server, worker, lambda number: call(f"{run}-{number % _DRAFTS}", data), numbers
+                _of_server,
+                worker,
+                deployment.dsn,
+                lambda number: call(f"{run}-{number % _DRAFTS}", data),
+                numbers,
             )
 
         yield Contest(
             "snapshot",
             f"1 KB for one of {_DRAFTS} entities; PostgreSQL with fsync; {_CALLERS} threads of one"
-            " process call; the CPU is that of the server",
+            " process call; the CPU is that of the server, its background work apart; the log is"
+            " PostgreSQL's, background work included",
             Side("Snapshot", by(caller.snapshot)),
             [Side("Save", by(caller.save))],
         )
@@ -166,13 +173,23 @@ def _of_this_process(
 
 
 def _of_server(
-    server: psutil.Process, call: Call, numbers: Iterator[int], seconds: float
+    server: psutil.Process, dsn: str, call: Call, numbers: Iterator[int], seconds: float
 ) -> Figures:
-    """Call, and tell what that took of the server's process."""
-    began = cpu_seconds(server)
+    """Call, and tell what that took of the server's process and of PostgreSQL's log."""
+    began, logged = cpu_seconds(server), _wal(dsn)
     latencies, elapsed = measured(seconds, _CALLERS, call, numbers)
-    spent = cpu_seconds(server) - began
-    return replace(Figures.of(latencies, elapsed), cpu=spent / len(latencies))
+    spent, written = cpu_seconds(server) - began, _wal(dsn) - logged
+    calls = len(latencies)
+    return replace(Figures.of(latencies, elapsed), cpu=spent / calls, wal=written / calls)
+
+
+def _wal(dsn: str) -> float:
+    """Return how much PostgreSQL has written to its log, in bytes."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        [(written,)] = connection.execute(
+            "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8"
+        ).fetchall()
+    return float(written)
 
 
 class _Item:
