@@ -281,7 +281,11 @@ MUTANTS: Mapping[str, Mutant] = {
         "C2", scenes.two_repeat, Design(authority=_ForgetsTheKey)
     ),
     "a repetition refused for what it did itself": Mutant(
-        "C2", scenes.two_repeat_what_had_to_be, Design(authority=_RefusesBeforeItRecalls)
+        "C2",
+        scenes.two_repeat_what_had_to_be,
+        Design(authority=_RefusesBeforeItRecalls),
+        # There nobody repeats a Save that requires a version.
+        at_random=False,
     ),
     "strong read from DynamoDB": Mutant(
         "C6", scenes.strong_read, Design(reader=_StrongFromDynamoDB)

@@ -37,6 +37,11 @@ ttl = "2s"
 [server]
 max_message_bytes = "24MiB"
 max_answer_bytes = "24MiB"
+# These tests are of answers, and not of a DynamoDB that is slow on a busy machine.
+[dynamodb]
+read_timeout = "3s"
+[projector]
+claim = "4s"
 """
 SCHEMA = """
 {

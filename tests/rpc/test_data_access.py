@@ -87,7 +87,7 @@ def data_of(response: data_access_pb2.GetResponse) -> dict[str, Any]:
 def test_what_is_saved_is_read_from_every_tier_in_turn(notes: Caller, id_: str) -> None:
     document = {
         "title": "Ünïcode 漢字 😀",
-        "n": 2**53,
+        "n": 2**53 - 1,
         "x": 0.1,
         "deep": [{"a": [None, True]}],
         "": 1,

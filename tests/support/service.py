@@ -69,6 +69,7 @@ _KINDS = """
 [kinds.proposal]
 snapshots = { consolidate_every = "1s" }
 [kinds.language]
+cache_ttl = "1h"
 [kinds.template]
 projection = "async"
 """

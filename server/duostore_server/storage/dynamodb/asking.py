@@ -46,9 +46,10 @@ class Patience:
         self._jitter = jitter
         self._clock = clock
 
-    def begin(self) -> Effort:
-        """Return the piece of work that begins now."""
-        return Effort(self._clock() + self._timeout, self._pause, self._jitter, self._clock)
+    def begin(self, *, calls: int = 1) -> Effort:
+        """Return the piece of work that begins now, of about so many calls."""
+        ends = self._clock() + calls * self._timeout
+        return Effort(ends, self._pause, self._jitter, self._clock)
 
     def gather(
         self, batching: Batching[K, V], requests: Collection[K], deadline: Deadline

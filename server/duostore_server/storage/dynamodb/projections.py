@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, contextmanager
+from math import ceil
 from typing import TYPE_CHECKING, Final
 
 from duostore_server.domain.errors import Store, StoreTimeoutError
@@ -75,11 +76,12 @@ class DynamoProjections:
     def put_all(
         self, projections: Mapping[EntityKey, Projection], deadline: Deadline
     ) -> dict[EntityKey, Projection]:
-        effort = self._patience.begin()
         writes = [
             encode(key, projection, compress_above=self._compress_above)
             for key, projection in projections.items()
         ]
+        # What takes several calls has the time of several.
+        effort = self._patience.begin(calls=max(1, ceil(len(writes) / MAX_STATEMENTS)))
         held: dict[EntityKey, Projection] = {}
         small = [write for write in writes if write.size <= _MAX_TOGETHER_BYTES]
         if self._together is not None and small:
