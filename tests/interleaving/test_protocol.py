@@ -20,6 +20,7 @@ from tests.interleaving.scenes import (
     async_saves,
     everything,
     restart_between_reads,
+    state_of_two_savers_and_two_readers,
     two_editors,
 )
 from tests.interleaving.scheduler import World, at_random, exhaust
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 SEEDS = 10_000
 SEEDS_FOR_A_MUTANT = 3_000
+ORDERS = 3_000
 MOST_STATES = 2_000_000
 
 
@@ -92,6 +94,27 @@ def test_no_random_order_of_everything_violates_a_claim(tenth: int) -> None:
     reads, unanswered = execute_seeds(seeds, Design())
     assert reads > 3 * len(seeds)
     assert unanswered < reads // 50, "only with Aurora cut off may a read fail, and few need it"
+
+
+def orders_of(scene: Scene, design: Design) -> None:
+    """Execute a scene in random orders: one that is too large for all of them."""
+    for seed in range(ORDERS):
+        try:
+            execute(scene, design, at_random(random.Random(seed)), states=False)
+        except ViolationError as violation:
+            violation.add_note(f"seed {seed}")
+            raise
+
+
+def test_no_random_order_of_two_savers_and_two_readers_of_a_state_violates_a_claim() -> None:
+    orders_of(state_of_two_savers_and_two_readers, Design())
+
+
+def test_there_it_is_found_out_who_deletes_before_he_writes() -> None:
+    mutant = MUTANTS["deletes before it writes, at home in DynamoDB"]
+    with pytest.raises(ViolationError) as violation:
+        orders_of(state_of_two_savers_and_two_readers, mutant.design)
+    assert violation.value.claim == "C6"
 
 
 @pytest.mark.parametrize("name", MUTANTS)

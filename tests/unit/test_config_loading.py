@@ -698,3 +698,11 @@ def test_every_variable_of_the_reference_is_known(entry: Entry, tmp_path: Path) 
     name = env_name(tuple("note" if part == "NAME" else part for part in entry.path))
 
     assert name not in problems(NOTE, tmp_path, {name: "?"})
+
+
+def test_work_that_no_call_waits_for_has_time(tmp_path: Path) -> None:
+    path = tmp_path / "duostore.toml"
+    text = "[dynamodb]\nread_timeout = '20s'\n[projector]\nclaim = '30s'\n[kinds.note]\n"
+    path.write_text(text)
+    dynamodb = load(path, {}).unhurried().dynamodb
+    assert (dynamodb.connect_timeout, dynamodb.read_timeout) == (10.0, 20.0)

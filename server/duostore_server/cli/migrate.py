@@ -33,7 +33,8 @@ def run(settings: Settings) -> int:
 
 
 def _create_tables(settings: Settings) -> None:
-    client = dynamodb_client(settings)
+    # To make a table takes longer than a call may.
+    client = dynamodb_client(settings.unhurried())
     try:
         created = create_tables(
             client,

@@ -5,7 +5,7 @@ Defaults, validation, environment names, the reference and the JSON Schema deriv
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -58,6 +58,9 @@ def _size(default: str | int, meaning: str, low: str | int, high: str | int) -> 
 
 def _cache_ttl(kind: dict[str, Any]) -> Any:  # noqa: ANN401 - read as if it stood in the file
     return "5s" if kind.get("home") == "dynamodb" else "60s"
+
+
+_UNHURRIED_SECONDS: Final = 10.0
 
 
 class Section(BaseModel):
@@ -365,6 +368,16 @@ class Settings(Section):
         "of UTF-8, no `#` and no control characters.",
         json_schema_extra={"minProperties": 1},
     )
+
+    def unhurried(self) -> Settings:
+        """Return the same settings with time for DynamoDB, for work that no call waits for."""
+        dynamodb = self.dynamodb.model_copy(
+            update={
+                "connect_timeout": max(self.dynamodb.connect_timeout, _UNHURRIED_SECONDS),
+                "read_timeout": max(self.dynamodb.read_timeout, _UNHURRIED_SECONDS),
+            }
+        )
+        return self.model_copy(update={"dynamodb": dynamodb})
 
     def embedded(self, *, dsn: str, endpoint_url: str) -> Settings:
         """Return the same settings on the stores of the embedded default, whatever they named."""
