@@ -37,6 +37,15 @@ def languages() -> dict[str, dict[str, Any]]:
     return {entry["alpha_3"]: entry for entry in entries}
 
 
+# This is about what each tier holds, and not about stores that are late on a busy machine.
+CALM = """
+[projector]
+claim = "6s"
+[kinds.language]
+cache_ttl = "1h"
+"""
+
+
 @pytest.fixture(scope="module")
 def language_service(
     postgres: Any,
@@ -50,6 +59,8 @@ def language_service(
         endpoint_url=dynamodb.endpoint_url,
         prefix=TABLES,
         node=memcached.address,
+        kinds=CALM,
+        dynamodb_timeout="5s",
     ) as service:
         yield service
 

@@ -50,6 +50,7 @@ dsn = "{dsn}"
 region = "local"
 endpoint_url = "{endpoint_url}"
 table_prefix = "{prefix}"
+read_timeout = "{dynamodb_timeout}"
 [cache]
 nodes = ["{node}"]
 timeout = "{cache_timeout}"
@@ -89,6 +90,7 @@ class Service:
         workers: int = 2,
         kinds: str = _KINDS,
         cache_timeout: str = "100ms",
+        dynamodb_timeout: str = "800ms",
     ) -> None:
         """``kinds`` are the tables of the configuration that say which kinds there are."""
         self.port = free_port()
@@ -107,6 +109,7 @@ class Service:
                 prefix=prefix,
                 node=node,
                 cache_timeout=cache_timeout,
+                dynamodb_timeout=dynamodb_timeout,
                 kinds=kinds,
             )
         )

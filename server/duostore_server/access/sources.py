@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from duostore_server.access.propagation import projection_of
@@ -23,6 +24,8 @@ _ABSENT: Final = Reading(0, None, Store.AURORA)
 # Each step that can be done without leaves this share of the time that is left to those
 # after it: a store that hangs must not use up the whole deadline.
 SHARE: Final = 0.5
+# What is brought to DynamoDB at a time on the way of a read.
+_LOT: Final = 25
 
 
 class Source(Protocol):
@@ -97,17 +100,18 @@ class ProjectedSource:
 
         What could not be brought is as it was.
         """
-        missing = {
-            key: projection
+        missing = [
+            (key, projection)
             for key, projection in mine.items()
             if (found := held.get(key)) is None or found.version < projection.version
-        }
-        if not missing:
-            return held
-        try:
-            return {**held, **self._projections.put_all(missing, deadline)}
-        except (StoreError, DeadlineExceededError):
-            return held
+        ]
+        now = dict(held)
+        for start in range(0, len(missing), _LOT):
+            # A lot at a time, each with its own fate: others read from DynamoDB meanwhile.
+            lot = dict(missing[start : start + _LOT])
+            with suppress(StoreError, DeadlineExceededError):
+                now |= self._projections.put_all(lot, deadline)
+        return now
 
 
 def _answer(
