@@ -13,32 +13,25 @@ import typer
 
 from duostore_server.cli import client_drafts
 from duostore_server.cli.client_options import (
-    Address,
-    CaFile,
-    Caller,
-    CertFile,
     Data,
     File,
     Id,
     IdempotencyKey,
     IfAbsent,
     IfVersion,
-    KeyFile,
     Kind,
-    ServerName,
     Stdin,
     Tenant,
     Timeout,
-    Tls,
+    calling,
     content_of,
     document_of,
     key_of,
     preconditions,
     reflowed,
-    target_of,
     utf8,
 )
-from duostore_server.cli.target import DEFAULT_ADDRESS
+from duostore_server.cli.target import Target  # noqa: TC001 - typer reads annotations as it runs
 
 _PANEL: Final = "Calls of a running service"
 
@@ -55,6 +48,7 @@ def register(app: typer.Typer) -> None:
         app.command(help=reflowed(command.__doc__ or ""), rich_help_panel=_PANEL)(command)
 
 
+@calling
 def get(
     kind: Kind,
     id: Id,  # noqa: A002 - its name on the command line
@@ -64,14 +58,8 @@ def get(
         int | None, typer.Option(min=0, help="Read this version or a newer one.")
     ] = None,
     strong: Annotated[bool, typer.Option("--strong", help="Read from Aurora's writer.")] = False,
-    target: Address = DEFAULT_ADDRESS,
+    where: Target,
     timeout: Timeout = 5.0,
-    tls: Tls = False,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    server_name: ServerName = None,
-    caller: Caller = None,
 ) -> None:
     """Print an entity as JSON: key, version, data, times and the store that served it.
 
@@ -82,7 +70,6 @@ def get(
 
     if strong and min_version is not None:
         raise typer.BadParameter("--strong and --min-version exclude each other")
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     raise typer.Exit(
         remote.get(
             where,
@@ -94,6 +81,7 @@ def get(
     )
 
 
+@calling
 def save(
     kind: Kind,
     id: Id,  # noqa: A002 - as above
@@ -105,14 +93,8 @@ def save(
     if_absent: IfAbsent = False,
     idempotency_key: IdempotencyKey = "",
     tenant: Tenant = "",
-    target: Address = DEFAULT_ADDRESS,
+    where: Target,
     timeout: Timeout = 5.0,
-    tls: Tls = False,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    server_name: ServerName = None,
-    caller: Caller = None,
 ) -> None:
     """Create an entity or replace its data, and print its new version.
 
@@ -122,7 +104,6 @@ def save(
     from duostore_server.cli import remote
 
     preconditions(if_version, if_absent=if_absent)
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     raise typer.Exit(
         remote.save(
             where,
@@ -136,6 +117,7 @@ def save(
     )
 
 
+@calling
 def delete(
     kind: Kind,
     id: Id,  # noqa: A002 - as above
@@ -143,19 +125,12 @@ def delete(
     if_version: IfVersion = None,
     idempotency_key: IdempotencyKey = "",
     tenant: Tenant = "",
-    target: Address = DEFAULT_ADDRESS,
+    where: Target,
     timeout: Timeout = 5.0,
-    tls: Tls = False,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    server_name: ServerName = None,
-    caller: Caller = None,
 ) -> None:
     """Delete an entity, and print the version that the deletion is."""
     from duostore_server.cli import remote
 
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     raise typer.Exit(
         remote.delete(
             where,
@@ -167,6 +142,7 @@ def delete(
     )
 
 
+@calling
 def transact(
     source: Annotated[
         str,
@@ -179,14 +155,8 @@ def transact(
     tenant: Annotated[
         str, typer.Option("--tenant", help="The tenant of mutations that name none.")
     ] = "",
-    target: Address = DEFAULT_ADDRESS,
+    where: Target,
     timeout: Timeout = 5.0,
-    tls: Tls = False,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    server_name: ServerName = None,
-    caller: Caller = None,
 ) -> None:
     """Apply up to 100 mutations in one transaction, all or none, and print the new versions.
 
@@ -199,7 +169,6 @@ def transact(
     """
     from duostore_server.cli import remote_transact
 
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     text = sys.stdin.buffer.read() if source == "-" else content_of(Path(source), "FILE")
     raise typer.Exit(
         remote_transact.transact(
@@ -212,28 +181,23 @@ def transact(
     )
 
 
+@calling
 def health(
     *,
     service: Annotated[
         str | None,
         typer.Option(help="Only this: aurora, dynamodb, cache, or a gRPC service by full name."),
     ] = None,
-    target: Address = DEFAULT_ADDRESS,
+    where: Target,
     timeout: Timeout = 5.0,
-    tls: Tls = False,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    server_name: ServerName = None,
-    caller: Caller = None,
 ) -> None:
     """Print whether the service serves, and each store behind it. Exit with 1 if it does not."""
     from duostore_server.cli import remote
 
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     raise typer.Exit(remote.health(where, service=service, timeout=timeout))
 
 
+@calling
 def load(
     source: Annotated[
         Path, typer.Argument(metavar="FILE.jsonl", show_default=False, help="A JSON object a line.")
@@ -262,14 +226,8 @@ def load(
         float, typer.Option(min=0, help="Seconds to retry a line for while the service is down.")
     ] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    target: Address = DEFAULT_ADDRESS,
+    where: Target,
     timeout: Timeout = 10.0,
-    tls: Tls = False,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    server_name: ServerName = None,
-    caller: Caller = None,
 ) -> None:
     """Save every line of a file as an entity. Repeat the command to resume it.
 
@@ -293,7 +251,7 @@ def load(
         raise typer.BadParameter(f"{id!r} is no dotted path", param_hint="--id")
     what = Load(
         source=source,
-        target=target_of(target, tls, ca_file, cert_file, key_file, server_name, caller),
+        target=where,
         tenant=utf8(tenant, "--tenant"),
         kind=utf8(kind, "--kind"),
         id_path=id,

@@ -9,36 +9,30 @@ from typing import Annotated
 import typer
 
 from duostore_server.cli.client_options import (
-    Address,
-    CaFile,
-    Caller,
-    CertFile,
     Data,
     File,
     Id,
     IdempotencyKey,
     IfAbsent,
     IfVersion,
-    KeyFile,
     Kind,
-    ServerName,
     Stdin,
     Tenant,
     Timeout,
-    Tls,
+    calling,
     document_of,
     key_of,
     preconditions,
-    target_of,
     utf8,
 )
-from duostore_server.cli.target import DEFAULT_ADDRESS
+from duostore_server.cli.target import Target  # noqa: TC001 - typer reads annotations as it runs
 
 Sequence = Annotated[
     int, typer.Option("--sequence", min=0, help="Which snapshot; the newest if it is 0.")
 ]
 
 
+@calling
 def snapshot(
     kind: Kind,
     id: Id,  # noqa: A002 - its name on the command line
@@ -48,14 +42,8 @@ def snapshot(
     file: File = None,
     idempotency_key: IdempotencyKey = "",
     tenant: Tenant = "",
-    target: Address = DEFAULT_ADDRESS,
+    where: Target,
     timeout: Timeout = 5.0,
-    tls: Tls = False,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    server_name: ServerName = None,
-    caller: Caller = None,
 ) -> None:
     """Append a snapshot of an entity, and print its sequence.
 
@@ -64,7 +52,6 @@ def snapshot(
     """
     from duostore_server.cli import remote_drafts
 
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     raise typer.Exit(
         remote_drafts.snapshot(
             where,
@@ -76,29 +63,24 @@ def snapshot(
     )
 
 
+@calling
 def get_snapshot(
     kind: Kind,
     id: Id,  # noqa: A002 - as above
     *,
     sequence: Sequence = 0,
     tenant: Tenant = "",
-    target: Address = DEFAULT_ADDRESS,
+    where: Target,
     timeout: Timeout = 5.0,
-    tls: Tls = False,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    server_name: ServerName = None,
-    caller: Caller = None,
 ) -> None:
     """Print a snapshot as JSON: key, sequence, data and time."""
     from duostore_server.cli import remote_drafts
 
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     key = key_of(tenant, kind, id)
     raise typer.Exit(remote_drafts.get_snapshot(where, key, sequence=sequence, timeout=timeout))
 
 
+@calling
 def snapshots(
     kind: Kind,
     id: Id,  # noqa: A002 - as above
@@ -108,14 +90,8 @@ def snapshots(
         bool, typer.Option("--json", help="Print a JSON object a line, with the whole document.")
     ] = False,
     tenant: Tenant = "",
-    target: Address = DEFAULT_ADDRESS,
+    where: Target,
     timeout: Timeout = 5.0,
-    tls: Tls = False,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    server_name: ServerName = None,
-    caller: Caller = None,
 ) -> None:
     """List the snapshots of an entity, newest first: sequence, time and how the document begins.
 
@@ -123,7 +99,6 @@ def snapshots(
     """
     from duostore_server.cli import remote_drafts
 
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     raise typer.Exit(
         remote_drafts.snapshots(
             where, key_of(tenant, kind, id), limit=limit, as_json=as_json, timeout=timeout
@@ -131,6 +106,7 @@ def snapshots(
     )
 
 
+@calling
 def publish(
     kind: Kind,
     id: Id,  # noqa: A002 - as above
@@ -140,14 +116,8 @@ def publish(
     if_absent: IfAbsent = False,
     idempotency_key: IdempotencyKey = "",
     tenant: Tenant = "",
-    target: Address = DEFAULT_ADDRESS,
+    where: Target,
     timeout: Timeout = 5.0,
-    tls: Tls = False,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    server_name: ServerName = None,
-    caller: Caller = None,
 ) -> None:
     """Make a snapshot the next version of its entity, and print that version.
 
@@ -156,7 +126,6 @@ def publish(
     from duostore_server.cli import remote_drafts
 
     preconditions(if_version, if_absent=if_absent)
-    where = target_of(target, tls, ca_file, cert_file, key_file, server_name, caller)
     raise typer.Exit(
         remote_drafts.publish(
             where,

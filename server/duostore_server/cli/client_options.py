@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 import sys
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from duostore_server.cli.target import Target
+from duostore_server.cli.target import DEFAULT_ADDRESS, Target
 from duostore_server.domain.keys import EntityKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 _TLS_PANEL: Final = "TLS"
 
@@ -93,20 +97,47 @@ Caller = Annotated[
 ]
 
 
-def target_of(  # noqa: PLR0917 - the options in their order
-    address: str,
-    tls: bool,  # noqa: FBT001 - as above
-    ca_file: Path | None,
-    cert_file: Path | None,
-    key_file: Path | None,
-    server_name: str | None,
-    caller: str | None,
-) -> Target:
-    """Return the service that the options name, and who calls it."""
-    target = Target(address, tls, ca_file, cert_file, key_file, server_name, caller)
-    if problem := target.problem():
-        raise typer.BadParameter(problem)
-    return target
+# In the order of the fields of Target. The rest follow all options of a command.
+_TARGET: Final = {"target": (Address, DEFAULT_ADDRESS)}
+_REST: Final[dict[str, tuple[object, object]]] = {
+    "tls": (Tls, False),
+    "ca_file": (CaFile, None),
+    "cert_file": (CertFile, None),
+    "key_file": (KeyFile, None),
+    "server_name": (ServerName, None),
+    "caller": (Caller, None),
+}
+
+
+def calling(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that name a service and who calls it.
+
+    They make its argument ``where``. ``--target`` has that one's place among the options.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    options: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        options += _options(_TARGET) if parameter.name == "where" else [parameter]
+    options += _options(_REST)
+
+    @wraps(command)
+    def called(**given: object) -> None:
+        target = Target(*[given.pop(name) for name in (*_TARGET, *_REST)])  # type: ignore[arg-type]
+        if problem := target.problem():
+            raise typer.BadParameter(problem)
+        command(where=target, **given)
+
+    called.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
+    return called
+
+
+def _options(described: Mapping[str, tuple[object, object]]) -> list[inspect.Parameter]:
+    return [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        )
+        for name, (annotation, default) in described.items()
+    ]
 
 
 def key_of(tenant: str, kind: str, id: str) -> EntityKey:  # noqa: A002 - its name
