@@ -58,7 +58,7 @@ from duostore_server.telemetry.observed_records import ObservedRecords
 from duostore_server.telemetry.observed_snapshots import ObservedSnapshots
 from duostore_server.workers.consolidator import Consolidator
 from duostore_server.workers.deferred import Deferred
-from duostore_server.workers.loop import Loop
+from duostore_server.workers.loop import LONGEST_BACKOFF_SECONDS, Loop
 from duostore_server.workers.projector import Projector
 
 if TYPE_CHECKING:
@@ -321,15 +321,9 @@ def background(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator
 
         stack.enter_context(_loop("purge", purge, _PURGE_EVERY_SECONDS, metrics))
         rest = settings.consolidator.poll
+        longest = _CONSOLIDATOR_BACKOFF_SECONDS
         stack.enter_context(
-            Loop(
-                "consolidator",
-                consolidator.run_once,
-                rest=rest,
-                jitter=_jitter,
-                observer=metrics,
-                longest=_CONSOLIDATOR_BACKOFF_SECONDS,
-            )
+            _loop("consolidator", consolidator.run_once, rest, metrics, longest=longest)
         )
         poll = settings.projector.poll
         stack.enter_context(_loop("projector", projector.run_once, poll, metrics))
@@ -337,8 +331,15 @@ def background(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator
         yield
 
 
-def _loop(name: str, work: Callable[[], bool], rest: float, metrics: Metrics) -> Loop:
-    return Loop(name, work, rest=rest, jitter=_jitter, observer=metrics)
+def _loop(
+    name: str,
+    work: Callable[[], bool],
+    rest: float,
+    metrics: Metrics,
+    *,
+    longest: float = LONGEST_BACKOFF_SECONDS,
+) -> Loop:
+    return Loop(name, work, rest=rest, jitter=_jitter, observer=metrics, longest=longest)
 
 
 def dsn_of(settings: Settings) -> str:

@@ -155,7 +155,8 @@ class HeadSource:
         return {key: (self._reading(heads.get(key), now), True) for key in keys}
 
     def read_home(self, key: EntityKey, deadline: Deadline) -> Reading:
-        return self._reading(self._heads.read((key,), deadline).get(key), self._now())
+        reading, _ = self.read([key], 0, deadline)[key]
+        return reading
 
     def _reading(self, head: Head | None, now: datetime) -> Reading:
         if head is None:

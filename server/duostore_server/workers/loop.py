@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _FIRST_BACKOFF_SECONDS: Final = 0.1
 # Short, since a projector that waits adds to how stale a read may be after an outage.
-_LAST_BACKOFF_SECONDS: Final = 0.4
+LONGEST_BACKOFF_SECONDS: Final = 0.4
 
 _log = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ class Loop:
         rest: float,
         jitter: Callable[[], float],
         observer: LoopObserver,
-        longest: float = _LAST_BACKOFF_SECONDS,
+        longest: float = LONGEST_BACKOFF_SECONDS,
     ) -> None:
         """``jitter`` returns the part of a backoff to wait, at most 1."""
         self._name = name

@@ -14,7 +14,12 @@ from duostore_server.storage.dynamodb.asking import Patience
 from duostore_server.storage.dynamodb.attributes import UnreadableError, whole
 from duostore_server.storage.dynamodb.batch_get import get_items
 from duostore_server.storage.dynamodb.coalescer import Direct
-from duostore_server.storage.dynamodb.errors import ErrorEdge, error_code
+from duostore_server.storage.dynamodb.errors import (
+    CONDITION_FAILED,
+    CONFLICT,
+    ErrorEdge,
+    error_code,
+)
 from duostore_server.storage.dynamodb.expiries import MAX_TOGETHER, Expiries
 from duostore_server.storage.dynamodb.head_items import (
     DIRTY_INDEX,
@@ -238,10 +243,10 @@ class DynamoDirtyHeads:
                     ExpressionAttributeValues={f":{name}": v for name, v in values.items()},
                 )
             except ClientError as error:
-                match error_code(error):
-                    case "ConditionalCheckFailedException":
-                        return False
-                    case "TransactionConflictException":
-                        raise StoreOverloadedError(Store.DYNAMODB) from error
+                code = error_code(error)
+                if code == CONDITION_FAILED:
+                    return False
+                if code == CONFLICT:
+                    raise StoreOverloadedError(Store.DYNAMODB) from error
                 raise
         return True

@@ -43,6 +43,10 @@ _OVERLOADED: Final = frozenset(
 )
 _SERVER_FAULT: Final = 500
 
+# Of a conditional write: what is held does not allow it; a transaction is at work on it.
+CONDITION_FAILED: Final = "ConditionalCheckFailedException"
+CONFLICT: Final = "TransactionConflictException"
+
 # Faults that last until somebody mends them, and how.
 _ADVICE: Final = {
     "ResourceNotFoundException": "a table is missing: run `duostore migrate`",

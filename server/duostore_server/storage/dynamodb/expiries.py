@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from botocore.exceptions import ClientError
 
-from duostore_server.storage.dynamodb.errors import error_code, is_overload
+from duostore_server.storage.dynamodb.errors import CONDITION_FAILED, error_code, is_overload
 from duostore_server.storage.dynamodb.head_items import (
     EXPIRE_TIME,
     SWEEP_TIME,
@@ -121,7 +121,7 @@ class Expiries:
                     },
                 )
             except ClientError as error:
-                if error_code(error) != "ConditionalCheckFailedException":
+                if error_code(error) != CONDITION_FAILED:
                     raise
 
 

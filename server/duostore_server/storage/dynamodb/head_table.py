@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from botocore.exceptions import ClientError
 
@@ -12,7 +12,7 @@ from duostore_server.domain.snapshots import HeadWritten
 from duostore_server.domain.transactions import IfVersion
 from duostore_server.storage.dynamodb.attributes import UnreadableError, whole
 from duostore_server.storage.dynamodb.batch_get import get_items
-from duostore_server.storage.dynamodb.errors import error_code
+from duostore_server.storage.dynamodb.errors import CONDITION_FAILED, CONFLICT, error_code
 from duostore_server.storage.dynamodb.head_items import NONCE, NUMBER, TIME, head_key, time_of
 from duostore_server.storage.dynamodb.head_payloads import too_large
 from duostore_server.storage.dynamodb.head_writes import decode_head
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from duostore_server.storage.dynamodb.items import Unreadable
     from duostore_server.storage.dynamodb.lost_replies import LostReplies
     from duostore_server.storage.dynamodb.transact import Refusal
-
-_CONDITION_FAILED: Final = "ConditionalCheckFailedException"
-_CONFLICT: Final = "TransactionConflictException"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +115,7 @@ class HeadTable:
         code = error_code(error)
         if is_too_large(error):
             raise too_large(write.held) from error
-        if code not in {_CONDITION_FAILED, _CONFLICT}:
+        if code not in {CONDITION_FAILED, CONFLICT}:
             raise error
         item = cast("Mapping[str, Any]", error.response.get("Item", {}))
         if item.get(NONCE) == {"B": write.nonce}:
@@ -127,7 +124,7 @@ class HeadTable:
         if self._lost.any:
             # It may have been applied, and another write may have come after it.
             raise WriteOutcomeUnknownError(Store.DYNAMODB) from error
-        if code == _CONFLICT:
+        if code == CONFLICT:
             return NotApplied(in_conflict=True)
         return NotApplied(self._readable(write.change.key, item) if item else None)
 

@@ -12,7 +12,6 @@ from duostore_server.domain.errors import (
     Store,
     StoreOverloadedError,
     StoreTimeoutError,
-    WriteOutcomeUnknownError,
 )
 from duostore_server.domain.policies import Home
 from duostore_server.domain.snapshots import HeadWritten
@@ -20,18 +19,19 @@ from duostore_server.domain.transactions import Recorded
 from duostore_server.storage.dynamodb.asking import Patience
 from duostore_server.storage.dynamodb.attributes import UnreadableError
 from duostore_server.storage.dynamodb.calls import Calls, make_all
-from duostore_server.storage.dynamodb.coalescer import Coalescer, Direct
+from duostore_server.storage.dynamodb.coalescer import Direct
 from duostore_server.storage.dynamodb.errors import ErrorEdge
 from duostore_server.storage.dynamodb.head_payloads import too_large
 from duostore_server.storage.dynamodb.head_table import HeadTable, NotApplied
 from duostore_server.storage.dynamodb.head_writes import Attempt, head_write, refusal
 from duostore_server.storage.dynamodb.idempotency import (
     RecordTable,
-    decode_record,
+    record_in_the_way,
     untold,
     utc_now,
 )
 from duostore_server.storage.dynamodb.lost_replies import LostReplies
+from duostore_server.storage.dynamodb.pools import pool
 from duostore_server.storage.dynamodb.table import MAX_KEYS
 from duostore_server.storage.dynamodb.tables import idempotency_table, snapshot_table
 
@@ -171,11 +171,7 @@ class DynamoHeads:
             raise too_large(write.held)
         if not of_record.condition_failed:
             return None
-        recorded = decode_record(of_record.item or {}, write.change.now)
-        if recorded is None:
-            # There is a record, so that it was applied; what it came to cannot be read.
-            raise WriteOutcomeUnknownError(Store.DYNAMODB)
-        return recorded
+        return record_in_the_way(of_record.item, write.change.now)
 
     def _recorded(self, idempotency: Idempotency, deadline: Deadline) -> Recorded | None:
         key = idempotency.key
@@ -216,36 +212,30 @@ def open_heads(
         stack.enter_context(lost.watched(client))
         yield DynamoHeads(
             table=table,
-            reads=stack.enter_context(
-                Coalescer(
-                    "dynamodb-head-read",
-                    table.fetch,
-                    store=Store.DYNAMODB,
-                    max_batch=MAX_KEYS,
-                    max_in_flight=reads_in_flight,
-                    max_waiting=_MAX_WAITING_READS,
-                )
+            reads=pool(
+                stack,
+                "dynamodb-head-read",
+                table.fetch,
+                batch=MAX_KEYS,
+                threads=reads_in_flight,
+                waiting=_MAX_WAITING_READS,
             ),
-            records=stack.enter_context(
-                Coalescer(
-                    "dynamodb-head-record",
-                    records.fetch,
-                    store=Store.DYNAMODB,
-                    max_batch=MAX_KEYS,
-                    max_in_flight=1,
-                    max_waiting=_MAX_WAITING_WRITES,
-                )
+            records=pool(
+                stack,
+                "dynamodb-head-record",
+                records.fetch,
+                batch=MAX_KEYS,
+                threads=1,
+                waiting=_MAX_WAITING_WRITES,
             ),
             calls=Calls(
-                stack.enter_context(
-                    Coalescer(
-                        "dynamodb-head-write",
-                        make_all,
-                        store=Store.DYNAMODB,
-                        max_batch=1,
-                        max_in_flight=writes_in_flight,
-                        max_waiting=_MAX_WAITING_WRITES,
-                    )
+                pool(
+                    stack,
+                    "dynamodb-head-write",
+                    make_all,
+                    batch=1,
+                    threads=writes_in_flight,
+                    waiting=_MAX_WAITING_WRITES,
                 )
             ),
             patience=Patience(timeout),

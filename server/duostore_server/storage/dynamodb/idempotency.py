@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from duostore_server.domain.errors import Store
+from duostore_server.domain.errors import Store, WriteOutcomeUnknownError
 from duostore_server.domain.policies import Home
 from duostore_server.domain.transactions import Applied, Recorded
 from duostore_server.storage.dynamodb.asking import Patience
 from duostore_server.storage.dynamodb.batch_get import get_items
-from duostore_server.storage.dynamodb.coalescer import Coalescer, Direct
+from duostore_server.storage.dynamodb.coalescer import Direct
 from duostore_server.storage.dynamodb.errors import ErrorEdge
 from duostore_server.storage.dynamodb.head_items import SWEEP_TIME, micros, number, time_of
+from duostore_server.storage.dynamodb.pools import pool
 from duostore_server.storage.dynamodb.table import MAX_KEYS
 from duostore_server.storage.dynamodb.tables import idempotency_table
 
@@ -91,6 +92,18 @@ def decode_record(
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         unreadable(f"{type(error).__name__}: {error}")
         return None
+
+
+def record_in_the_way(item: Mapping[str, Any] | None, now: datetime) -> Recorded:
+    """Return what an item records that was in the way of ``record_put`` with this ``now``.
+
+    Raises ``WriteOutcomeUnknownError`` if it cannot be read: the request was applied, and
+    what it came to is lost.
+    """
+    recorded = decode_record(item or {}, now)
+    if recorded is None:
+        raise WriteOutcomeUnknownError(Store.DYNAMODB)
+    return recorded
 
 
 def _primary_key(home: Home, key: IdempotencyKey) -> Item:
@@ -221,25 +234,21 @@ def open_records(
     table = _table(client, prefix, unreadable, now)
     with ExitStack() as stack:
         yield DynamoIdempotencyRecords(
-            reads=stack.enter_context(
-                Coalescer(
-                    "dynamodb-record-read",
-                    table.fetch,
-                    store=Store.DYNAMODB,
-                    max_batch=MAX_KEYS,
-                    max_in_flight=reads_in_flight,
-                    max_waiting=_MAX_WAITING,
-                )
+            reads=pool(
+                stack,
+                "dynamodb-record-read",
+                table.fetch,
+                batch=MAX_KEYS,
+                threads=reads_in_flight,
+                waiting=_MAX_WAITING,
             ),
-            puts=stack.enter_context(
-                Coalescer(
-                    "dynamodb-record-put",
-                    table.put,
-                    store=Store.DYNAMODB,
-                    max_batch=_MAX_PUTS,
-                    max_in_flight=1,
-                    max_waiting=_MAX_WAITING,
-                )
+            puts=pool(
+                stack,
+                "dynamodb-record-put",
+                table.put,
+                batch=_MAX_PUTS,
+                threads=1,
+                waiting=_MAX_WAITING,
             ),
             patience=Patience(timeout),
             now=now,

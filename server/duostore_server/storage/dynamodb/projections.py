@@ -7,11 +7,12 @@ from contextlib import ExitStack, contextmanager
 from math import ceil
 from typing import TYPE_CHECKING, Final
 
-from duostore_server.domain.errors import Store, StoreTimeoutError
+from duostore_server.domain.errors import StoreTimeoutError
 from duostore_server.storage.dynamodb.asking import Patience, jitter
-from duostore_server.storage.dynamodb.coalescer import Coalescer, Direct
+from duostore_server.storage.dynamodb.coalescer import Direct
 from duostore_server.storage.dynamodb.errors import ErrorEdge
 from duostore_server.storage.dynamodb.items import encode
+from duostore_server.storage.dynamodb.pools import pool
 from duostore_server.storage.dynamodb.statements import MAX_STATEMENTS
 from duostore_server.storage.dynamodb.table import MAX_KEYS, ProjectionTable
 from duostore_server.storage.dynamodb.tables import projection_table
@@ -115,37 +116,31 @@ def open_projections(
     table = _table(client, prefix, unreadable, statements_from=2)
     with ExitStack() as stack:
         yield DynamoProjections(
-            reads=stack.enter_context(
-                Coalescer(
-                    "dynamodb-read",
-                    table.fetch,
-                    store=Store.DYNAMODB,
-                    max_batch=MAX_KEYS,
-                    max_in_flight=reads_in_flight,
-                    max_waiting=_MAX_WAITING_READS,
-                )
+            reads=pool(
+                stack,
+                "dynamodb-read",
+                table.fetch,
+                batch=MAX_KEYS,
+                threads=reads_in_flight,
+                waiting=_MAX_WAITING_READS,
             ),
-            together=stack.enter_context(
-                Coalescer(
-                    "dynamodb-put-together",
-                    table.put_together,
-                    store=Store.DYNAMODB,
-                    max_batch=MAX_STATEMENTS,
-                    max_in_flight=_TOGETHER_IN_FLIGHT,
-                    max_waiting=_MAX_WAITING_WRITES,
-                )
+            together=pool(
+                stack,
+                "dynamodb-put-together",
+                table.put_together,
+                batch=MAX_STATEMENTS,
+                threads=_TOGETHER_IN_FLIGHT,
+                waiting=_MAX_WAITING_WRITES,
             )
             if statements
             else None,
-            alone=stack.enter_context(
-                Coalescer(
-                    "dynamodb-put",
-                    table.put,
-                    store=Store.DYNAMODB,
-                    max_batch=1,
-                    max_in_flight=writes_in_flight,
-                    max_waiting=_MAX_WAITING_WRITES,
-                )
+            alone=pool(
+                stack,
+                "dynamodb-put",
+                table.put,
+                batch=1,
+                threads=writes_in_flight,
+                waiting=_MAX_WAITING_WRITES,
             ),
             compress_above=compress_above,
             timeout=timeout,

@@ -11,7 +11,7 @@ from duostore_server.domain.errors import Store, WriteOutcomeUnknownError
 from duostore_server.domain.transactions import Applied, Recorded
 from duostore_server.storage.dynamodb.attributes import UnreadableError, whole
 from duostore_server.storage.dynamodb.batch_get import get_items
-from duostore_server.storage.dynamodb.errors import error_code
+from duostore_server.storage.dynamodb.errors import CONDITION_FAILED, CONFLICT, error_code
 from duostore_server.storage.dynamodb.head_items import NUMBER, head_key, names, number
 from duostore_server.storage.dynamodb.head_payloads import too_large
 from duostore_server.storage.dynamodb.idempotency import record_put
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 MAX_PUTS: Final = 25
 
 _NOT_DONE: Final = "attribute_not_exists(#nonce) OR #nonce <> :nonce"
-_CONDITION_FAILED: Final = "ConditionalCheckFailedException"
-_CONFLICT: Final = "TransactionConflictException"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +120,11 @@ class SnapshotTable:
                 )
             except ClientError as error:
                 code = error_code(error)
-                if code == _CONDITION_FAILED:
+                if code == CONDITION_FAILED:
                     # The head has our nonce: the reply to an earlier attempt was lost.
                     item = cast("Mapping[str, Any]", error.response.get("Item", {}))
                     return whole(item, NUMBER)
-                if code == _CONFLICT:
+                if code == CONFLICT:
                     if self._lost.any:
                         raise WriteOutcomeUnknownError(Store.DYNAMODB) from error
                     return None

@@ -19,13 +19,13 @@ from duostore_server.domain.errors import (
 from duostore_server.domain.snapshots import Appended, SnapshotPage
 from duostore_server.storage.dynamodb.asking import Patience
 from duostore_server.storage.dynamodb.calls import Calls, make_all
-from duostore_server.storage.dynamodb.coalescer import Coalescer
 from duostore_server.storage.dynamodb.errors import ErrorEdge
 from duostore_server.storage.dynamodb.guesses import Guesses
 from duostore_server.storage.dynamodb.head_items import HEAD, sort_key
 from duostore_server.storage.dynamodb.head_payloads import held, too_large
-from duostore_server.storage.dynamodb.idempotency import decode_record, utc_now
+from duostore_server.storage.dynamodb.idempotency import record_in_the_way, utc_now
 from duostore_server.storage.dynamodb.lost_replies import LostReplies
+from duostore_server.storage.dynamodb.pools import pool
 from duostore_server.storage.dynamodb.snapshot_items import Append, history_put
 from duostore_server.storage.dynamodb.snapshot_table import (
     MAX_PUTS,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.snapshots import NewSnapshot, StoredSnapshot
     from duostore_server.domain.transactions import Idempotency
-    from duostore_server.storage.dynamodb.coalescer import Batching, Send
+    from duostore_server.storage.dynamodb.coalescer import Batching
     from duostore_server.storage.dynamodb.items import Unreadable
     from duostore_server.storage.dynamodb.snapshot_items import HistoryPut
     from duostore_server.storage.dynamodb.snapshot_table import Page
@@ -222,10 +222,7 @@ class DynamoSnapshots:
 
 def _replayed(idempotency: Idempotency, record: Refusal, now: datetime) -> Appended:
     """Return the answer of the append that was recorded earlier."""
-    recorded = decode_record(record.item or {}, now)
-    if recorded is None:
-        # It was appended; as what cannot be read.
-        raise WriteOutcomeUnknownError(Store.DYNAMODB)
+    recorded = record_in_the_way(record.item, now)
     (applied,) = idempotency.answer_of(recorded).answer
     return Appended(applied.version, applied.update_time, replayed=True)
 
@@ -260,28 +257,43 @@ def open_snapshots(
     )
     with ExitStack() as stack:
         stack.enter_context(lost.watched(client))
-
-        def pool(
-            name: str, send: Send[K, V], max_batch: int, threads: int, max_waiting: int
-        ) -> Coalescer[K, V]:
-            return stack.enter_context(
-                Coalescer(
-                    name,
-                    send,
-                    store=Store.DYNAMODB,
-                    max_batch=max_batch,
-                    max_in_flight=threads,
-                    max_waiting=max_waiting,
-                )
-            )
-
         reads, writes = _MAX_WAITING_READS, _MAX_WAITING_WRITES
         yield DynamoSnapshots(
             table,
-            calls=Calls(pool("dynamodb-append", make_all, 1, writes_in_flight, writes)),
-            puts=pool("dynamodb-history", table.put_history, MAX_PUTS, _PUTS_IN_FLIGHT, writes),
-            reads=pool("dynamodb-snapshot", table.fetch, MAX_KEYS, reads_in_flight, reads),
-            pages=pool("dynamodb-page", table.pages, 1, reads_in_flight, writes),
+            calls=Calls(
+                pool(
+                    stack,
+                    "dynamodb-append",
+                    make_all,
+                    batch=1,
+                    threads=writes_in_flight,
+                    waiting=writes,
+                )
+            ),
+            puts=pool(
+                stack,
+                "dynamodb-history",
+                table.put_history,
+                batch=MAX_PUTS,
+                threads=_PUTS_IN_FLIGHT,
+                waiting=writes,
+            ),
+            reads=pool(
+                stack,
+                "dynamodb-snapshot",
+                table.fetch,
+                batch=MAX_KEYS,
+                threads=reads_in_flight,
+                waiting=reads,
+            ),
+            pages=pool(
+                stack,
+                "dynamodb-page",
+                table.pages,
+                batch=1,
+                threads=reads_in_flight,
+                waiting=writes,
+            ),
             patience=Patience(timeout),
             compress_above=compress_above,
             nonces=partial(secrets.token_bytes, _NONCE_BYTES),

@@ -8,7 +8,7 @@ from botocore.exceptions import ClientError
 
 from duostore_server.domain.entities import Form
 from duostore_server.storage.dynamodb.batch_get import get_items
-from duostore_server.storage.dynamodb.errors import error_code, is_overload
+from duostore_server.storage.dynamodb.errors import CONDITION_FAILED, error_code, is_overload
 from duostore_server.storage.dynamodb.items import decode, stub
 from duostore_server.storage.dynamodb.statements import EXPECTED_REFUSALS, refusal, statement
 from duostore_server.storage.dynamodb.transact import is_too_large
@@ -89,7 +89,7 @@ class ProjectionTable:
                     ReturnValuesOnConditionCheckFailure="ALL_OLD",
                 )
             except ClientError as error:
-                if error_code(error) == "ConditionalCheckFailedException":
+                if error_code(error) == CONDITION_FAILED:
                     # Also when the put had succeeded, its reply was lost and it was sent again.
                     return decode(write.key, _old_item(error), self._unreadable)
                 if write.projection.form is Form.VALUE and is_too_large(error):
