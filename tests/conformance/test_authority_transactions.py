@@ -295,18 +295,15 @@ def test_a_check_holds_until_the_commit(engine: Engine) -> None:
 
 def test_each_version_is_audited_with_who_wrote_it(engine: Engine) -> None:
     origins = [Origin("alice", "r-1"), Origin("", ""), Origin("bob", "r-3")]
+    transactions = [
+        write_of(save("a", {"n": 1}), origin=origins[0]),
+        write_of(save("b", {}), save("a", {"n": 2}, IfVersion(1)), origin=origins[1]),
+        write_of(delete("a"), Check(key("b"), 1), origin=origins[2]),
+    ]
     written = [
         each
-        for mutations, origin in zip(
-            (
-                (save("a", {"n": 1}),),
-                (save("b", {}), save("a", {"n": 2}, IfVersion(1))),
-                (delete("a"), Check(key("b"), 1)),
-            ),
-            origins,
-            strict=True,
-        )
-        for each in engine.authority.write(write_of(*mutations, origin=origin), soon()).written
+        for transaction in transactions
+        for each in engine.authority.write(transaction, soon()).written
     ]
     rows = {(row.key, row.version): row for row in engine.audit()}
     assert len(rows) == len(written) == 4
