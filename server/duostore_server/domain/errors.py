@@ -35,6 +35,8 @@ class Reason(Enum):
     SNAPSHOT_NOT_FOUND = "SNAPSHOT_NOT_FOUND"
     IDEMPOTENCY_KEY_REUSED = "IDEMPOTENCY_KEY_REUSED"
     DUPLICATE_IN_PROGRESS = "DUPLICATE_IN_PROGRESS"
+    RESERVATION_NOT_FOUND = "RESERVATION_NOT_FOUND"
+    RESERVATION_SETTLED = "RESERVATION_SETTLED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,29 @@ class DuplicateInProgressError(DuostoreError):
         super().__init__(
             "a call with the same idempotency key, or another write of the same entity, is under"
             " way; repeat the call with the same key"
+        )
+
+
+class ReservationNotFoundError(DuostoreError):
+    """The tenant has no such reservation, or it has expired."""
+
+    reason = Reason.RESERVATION_NOT_FOUND
+
+    def __init__(self) -> None:
+        super().__init__("there is no such reservation, or it has expired")
+
+
+class ReservationSettledError(DuostoreError):
+    """The reservation was settled before, in another way: units committed and refunded."""
+
+    reason = Reason.RESERVATION_SETTLED
+    details = ("committed", "refunded")
+
+    def __init__(self, committed: int, refunded: int) -> None:
+        self.committed = committed
+        self.refunded = refunded
+        super().__init__(
+            f"the reservation was settled before: {committed} committed, {refunded} refunded"
         )
 
 

@@ -43,19 +43,24 @@ def key_violations(key: EntityKey, field: str) -> Iterator[FieldViolation]:
 
     Whether the kind is configured is not looked at: see ``Policies``.
     """
-    yield from _part(key.tenant, f"{field}.tenant", MAX_TENANT_BYTES, empty_ok=True, hash_ok=False)
-    yield from _part(key.kind, f"{field}.kind", MAX_KIND_BYTES, empty_ok=False, hash_ok=False)
-    yield from _part(key.id, f"{field}.id", MAX_ID_BYTES, empty_ok=False, hash_ok=True)
+    yield from part_violations(
+        key.tenant, f"{field}.tenant", MAX_TENANT_BYTES, empty_ok=True, hash_ok=False
+    )
+    yield from part_violations(
+        key.kind, f"{field}.kind", MAX_KIND_BYTES, empty_ok=False, hash_ok=False
+    )
+    yield from part_violations(key.id, f"{field}.id", MAX_ID_BYTES, empty_ok=False, hash_ok=True)
 
 
 def idempotency_key_violations(text: str, field: str) -> Iterator[FieldViolation]:
     """Yield all that is wrong with an idempotency key; none is needed."""
-    yield from _part(text, field, MAX_IDEMPOTENCY_KEY_BYTES, empty_ok=True, hash_ok=True)
+    yield from part_violations(text, field, MAX_IDEMPOTENCY_KEY_BYTES, empty_ok=True, hash_ok=True)
 
 
-def _part(
+def part_violations(
     text: str, field: str, limit: int, *, empty_ok: bool, hash_ok: bool
 ) -> Iterator[FieldViolation]:
+    """Yield all that is wrong with one part of a key, of up to ``limit`` bytes."""
     if not text and not empty_ok:
         yield FieldViolation(field, f"must not be empty (1 to {limit} bytes of UTF-8)")
     size = len(text.encode())

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime, timedelta
 
+    from duostore_server.domain.counters import (
+        Counter,
+        Grant,
+        GrantStepped,
+        Settlement,
+        Step,
+        Stepped,
+    )
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.entities import (
         Backlog,
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     )
     from duostore_server.domain.errors import Store
     from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.quotas import CounterKey
     from duostore_server.domain.snapshots import (
         Appended,
         DirtyHead,
@@ -258,6 +267,57 @@ class IdempotencyRows(Protocol):
 
     def purge(self, limit: int, deadline: Deadline) -> int:
         """Remove up to ``limit`` rows that were kept for long enough; return how many."""
+        ...
+
+
+class Counters(Protocol):
+    """What was used of quotas: DynamoDB.
+
+    A step whose answer was lost may have been done: it is repeated only by what says so.
+    """
+
+    def read(
+        self, keys: Collection[CounterKey], deadline: Deadline
+    ) -> Mapping[CounterKey, Counter]:
+        """Return the counters; strongly consistent. Missing ones are left out. Repeatable."""
+        ...
+
+    def apply(self, key: CounterKey, step: Step, deadline: Deadline) -> Stepped:
+        """Do a step, by one conditional write, if what it requires holds.
+
+        The answer has the counter as it is after that, or as it stood in the way. A step
+        that sets or ends a lease is applied once, though its answer be lost on the way; any
+        other is at least once, or not. Raises ``WriteOutcomeUnknownError`` if it may have
+        been done.
+        """
+        ...
+
+    def record(self, grant: Grant, step: Step, now: int, deadline: Deadline) -> GrantStepped:
+        """Do a step of the grant's counter, and put the grant; both or neither, and once.
+
+        Not if a grant of that id is there and has not been forgotten by ``now``.
+        """
+        ...
+
+    def find(self, tenant: str, id_: str, deadline: Deadline) -> Grant | None:
+        """Return a grant, strongly consistent; it may have been to be forgotten by now."""
+        ...
+
+    def settle(
+        self, grant: Grant, settlement: Settlement, step: Step | None, deadline: Deadline
+    ) -> GrantStepped:
+        """Settle a reservation that is not settled yet, and do the step; both or neither.
+
+        With ``step`` None the grant alone is settled.
+        """
+        ...
+
+
+class Limits(Protocol):
+    """The limits of subjects that were set at run time: a table of Aurora."""
+
+    def read(self, deadline: Deadline) -> Mapping[tuple[str, str], int]:
+        """Return all of them, by quota and by ``tenant#subject`` or subject."""
         ...
 
 

@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from duostore.v1 import entity_pb2 as duostore_dot_v1_dot_entity__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64uostore/v1/data_access.proto\x12\x0b\x64uostore.v1\x1a\x18\x64uostore/v1/entity.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x01\n\nGetRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12!\n\x0bmin_version\x18\x02 \x01(\x03H\x00R\nminVersion\x12\x18\n\x06strong\x18\x03 \x01(\x08H\x00R\x06strongB\x0b\n\tfreshness\"j\n\x0bGetResponse\x12+\n\x06\x65ntity\x18\x01 \x01(\x0b\x32\x13.duostore.v1.EntityR\x06\x65ntity\x12.\n\x07receipt\x18\x02 \x01(\x0b\x32\x14.duostore.v1.ReceiptR\x07receipt\"=\n\x0f\x42\x61tchGetRequest\x12*\n\x04keys\x18\x01 \x03(\x0b\x32\x16.duostore.v1.EntityKeyR\x04keys\"\xa5\x01\n\x10\x42\x61tchGetResponse\x12/\n\x08\x65ntities\x18\x01 \x03(\x0b\x32\x13.duostore.v1.EntityR\x08\x65ntities\x12\x30\n\x07missing\x18\x02 \x03(\x0b\x32\x16.duostore.v1.EntityKeyR\x07missing\x12.\n\x07receipt\x18\x03 \x01(\x0b\x32\x14.duostore.v1.ReceiptR\x07receipt\"\x91\x02\n\x0bSaveRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12-\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00R\x04\x64\x61ta\x12%\n\rfrom_snapshot\x18\x03 \x01(\x03H\x00R\x0c\x66romSnapshot\x12\x1f\n\nif_version\x18\x04 \x01(\x03H\x01R\tifVersion\x12\x1d\n\tif_absent\x18\x05 \x01(\x08H\x01R\x08ifAbsent\x12\'\n\x0fidempotency_key\x18\x06 \x01(\tR\x0eidempotencyKeyB\t\n\x07\x63ontentB\x0e\n\x0cprecondition\"\xe4\x01\n\x0cSaveResponse\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12;\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12\x37\n\nprojection\x18\x04 \x01(\x0e\x32\x17.duostore.v1.ProjectionR\nprojection\x12\x1a\n\x08replayed\x18\x05 \x01(\x08R\x08replayed\"\x93\x01\n\rDeleteRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x1f\n\nif_version\x18\x02 \x01(\x03H\x00R\tifVersion\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKeyB\x0e\n\x0cprecondition\"\xe6\x01\n\x0e\x44\x65leteResponse\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12;\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12\x37\n\nprojection\x18\x04 \x01(\x0e\x32\x17.duostore.v1.ProjectionR\nprojection\x12\x1a\n\x08replayed\x18\x05 \x01(\x08R\x08replayed\"o\n\x0fTransactRequest\x12\x33\n\tmutations\x18\x01 \x03(\x0b\x32\x15.duostore.v1.MutationR\tmutations\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\"\xb1\x01\n\x08Mutation\x12/\n\x04save\x18\x01 \x01(\x0b\x32\x19.duostore.v1.SaveMutationH\x00R\x04save\x12\x35\n\x06\x64\x65lete\x18\x02 \x01(\x0b\x32\x1b.duostore.v1.DeleteMutationH\x00R\x06\x64\x65lete\x12\x31\n\x05\x63heck\x18\x03 \x01(\x0b\x32\x19.duostore.v1.VersionCheckH\x00R\x05\x63heckB\n\n\x08mutation\"\xe9\x01\n\x0cSaveMutation\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12-\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00R\x04\x64\x61ta\x12%\n\rfrom_snapshot\x18\x03 \x01(\x03H\x00R\x0c\x66romSnapshot\x12\x1f\n\nif_version\x18\x04 \x01(\x03H\x01R\tifVersion\x12\x1d\n\tif_absent\x18\x05 \x01(\x08H\x01R\x08ifAbsentB\t\n\x07\x63ontentB\x0e\n\x0cprecondition\"k\n\x0e\x44\x65leteMutation\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x1f\n\nif_version\x18\x02 \x01(\x03H\x00R\tifVersionB\x0e\n\x0cprecondition\"W\n\x0cVersionCheck\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x1d\n\nif_version\x18\x02 \x01(\x03R\tifVersion\"\x9e\x01\n\x10TransactResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32\x1b.duostore.v1.MutationResultR\x07results\x12\x37\n\nprojection\x18\x02 \x01(\x0e\x32\x17.duostore.v1.ProjectionR\nprojection\x12\x1a\n\x08replayed\x18\x03 \x01(\x08R\x08replayed\"\x91\x01\n\x0eMutationResult\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12;\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\"\x91\x01\n\x0fSnapshotRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12+\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructR\x04\x64\x61ta\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"\x8b\x01\n\x10SnapshotResponse\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12?\n\rsnapshot_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0csnapshotTime\x12\x1a\n\x08replayed\x18\x03 \x01(\x08R\x08replayed\"Z\n\x12GetSnapshotRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x1a\n\x08sequence\x18\x02 \x01(\x03R\x08sequence\"N\n\x13GetSnapshotResponse\x12\x37\n\x08snapshot\x18\x01 \x01(\x0b\x32\x1b.duostore.v1.EntitySnapshotR\x08snapshot\"|\n\x14ListSnapshotsRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"z\n\x15ListSnapshotsResponse\x12\x39\n\tsnapshots\x18\x01 \x03(\x0b\x32\x1b.duostore.v1.EntitySnapshotR\tsnapshots\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xcb\x04\n\nDataAccess\x12\x38\n\x03Get\x12\x17.duostore.v1.GetRequest\x1a\x18.duostore.v1.GetResponse\x12G\n\x08\x42\x61tchGet\x12\x1c.duostore.v1.BatchGetRequest\x1a\x1d.duostore.v1.BatchGetResponse\x12;\n\x04Save\x12\x18.duostore.v1.SaveRequest\x1a\x19.duostore.v1.SaveResponse\x12\x41\n\x06\x44\x65lete\x12\x1a.duostore.v1.DeleteRequest\x1a\x1b.duostore.v1.DeleteResponse\x12G\n\x08Transact\x12\x1c.duostore.v1.TransactRequest\x1a\x1d.duostore.v1.TransactResponse\x12G\n\x08Snapshot\x12\x1c.duostore.v1.SnapshotRequest\x1a\x1d.duostore.v1.SnapshotResponse\x12P\n\x0bGetSnapshot\x12\x1f.duostore.v1.GetSnapshotRequest\x1a .duostore.v1.GetSnapshotResponse\x12V\n\rListSnapshots\x12!.duostore.v1.ListSnapshotsRequest\x1a\".duostore.v1.ListSnapshotsResponseBh\n\x0f\x63om.duostore.v1B\x0f\x44\x61taAccessProtoP\x01ZBgithub.com/duostore/duostore/clients/go/gen/duostore/v1;duostorev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64uostore/v1/data_access.proto\x12\x0b\x64uostore.v1\x1a\x18\x64uostore/v1/entity.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x01\n\nGetRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12!\n\x0bmin_version\x18\x02 \x01(\x03H\x00R\nminVersion\x12\x18\n\x06strong\x18\x03 \x01(\x08H\x00R\x06strongB\x0b\n\tfreshness\"j\n\x0bGetResponse\x12+\n\x06\x65ntity\x18\x01 \x01(\x0b\x32\x13.duostore.v1.EntityR\x06\x65ntity\x12.\n\x07receipt\x18\x02 \x01(\x0b\x32\x14.duostore.v1.ReceiptR\x07receipt\"=\n\x0f\x42\x61tchGetRequest\x12*\n\x04keys\x18\x01 \x03(\x0b\x32\x16.duostore.v1.EntityKeyR\x04keys\"\xa5\x01\n\x10\x42\x61tchGetResponse\x12/\n\x08\x65ntities\x18\x01 \x03(\x0b\x32\x13.duostore.v1.EntityR\x08\x65ntities\x12\x30\n\x07missing\x18\x02 \x03(\x0b\x32\x16.duostore.v1.EntityKeyR\x07missing\x12.\n\x07receipt\x18\x03 \x01(\x0b\x32\x14.duostore.v1.ReceiptR\x07receipt\"\x91\x02\n\x0bSaveRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12-\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00R\x04\x64\x61ta\x12%\n\rfrom_snapshot\x18\x03 \x01(\x03H\x00R\x0c\x66romSnapshot\x12\x1f\n\nif_version\x18\x04 \x01(\x03H\x01R\tifVersion\x12\x1d\n\tif_absent\x18\x05 \x01(\x08H\x01R\x08ifAbsent\x12\'\n\x0fidempotency_key\x18\x06 \x01(\tR\x0eidempotencyKeyB\t\n\x07\x63ontentB\x0e\n\x0cprecondition\"\xe4\x01\n\x0cSaveResponse\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12;\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12\x37\n\nprojection\x18\x04 \x01(\x0e\x32\x17.duostore.v1.ProjectionR\nprojection\x12\x1a\n\x08replayed\x18\x05 \x01(\x08R\x08replayed\"\x93\x01\n\rDeleteRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x1f\n\nif_version\x18\x02 \x01(\x03H\x00R\tifVersion\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKeyB\x0e\n\x0cprecondition\"\xe6\x01\n\x0e\x44\x65leteResponse\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12;\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12\x37\n\nprojection\x18\x04 \x01(\x0e\x32\x17.duostore.v1.ProjectionR\nprojection\x12\x1a\n\x08replayed\x18\x05 \x01(\x08R\x08replayed\"o\n\x0fTransactRequest\x12\x33\n\tmutations\x18\x01 \x03(\x0b\x32\x15.duostore.v1.MutationR\tmutations\x12\'\n\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\"\xb1\x01\n\x08Mutation\x12/\n\x04save\x18\x01 \x01(\x0b\x32\x19.duostore.v1.SaveMutationH\x00R\x04save\x12\x35\n\x06\x64\x65lete\x18\x02 \x01(\x0b\x32\x1b.duostore.v1.DeleteMutationH\x00R\x06\x64\x65lete\x12\x31\n\x05\x63heck\x18\x03 \x01(\x0b\x32\x19.duostore.v1.VersionCheckH\x00R\x05\x63heckB\n\n\x08mutation\"\xe9\x01\n\x0cSaveMutation\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12-\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00R\x04\x64\x61ta\x12%\n\rfrom_snapshot\x18\x03 \x01(\x03H\x00R\x0c\x66romSnapshot\x12\x1f\n\nif_version\x18\x04 \x01(\x03H\x01R\tifVersion\x12\x1d\n\tif_absent\x18\x05 \x01(\x08H\x01R\x08ifAbsentB\t\n\x07\x63ontentB\x0e\n\x0cprecondition\"k\n\x0e\x44\x65leteMutation\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x1f\n\nif_version\x18\x02 \x01(\x03H\x00R\tifVersionB\x0e\n\x0cprecondition\"W\n\x0cVersionCheck\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x1d\n\nif_version\x18\x02 \x01(\x03R\tifVersion\"\x9e\x01\n\x10TransactResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32\x1b.duostore.v1.MutationResultR\x07results\x12\x37\n\nprojection\x18\x02 \x01(\x0e\x32\x17.duostore.v1.ProjectionR\nprojection\x12\x1a\n\x08replayed\x18\x03 \x01(\x08R\x08replayed\"\x91\x01\n\x0eMutationResult\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12;\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\"\x91\x01\n\x0fSnapshotRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12+\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructR\x04\x64\x61ta\x12\'\n\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"\x8b\x01\n\x10SnapshotResponse\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12?\n\rsnapshot_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0csnapshotTime\x12\x1a\n\x08replayed\x18\x03 \x01(\x08R\x08replayed\"Z\n\x12GetSnapshotRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x1a\n\x08sequence\x18\x02 \x01(\x03R\x08sequence\"N\n\x13GetSnapshotResponse\x12\x37\n\x08snapshot\x18\x01 \x01(\x0b\x32\x1b.duostore.v1.EntitySnapshotR\x08snapshot\"|\n\x14ListSnapshotsRequest\x12(\n\x03key\x18\x01 \x01(\x0b\x32\x16.duostore.v1.EntityKeyR\x03key\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"z\n\x15ListSnapshotsResponse\x12\x39\n\tsnapshots\x18\x01 \x03(\x0b\x32\x1b.duostore.v1.EntitySnapshotR\tsnapshots\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xba\x01\n\x0cQuotaRequest\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x14\n\x05quota\x18\x02 \x01(\tR\x05quota\x12\x18\n\x07subject\x18\x03 \x01(\tR\x07subject\x12\x12\n\x04\x63ost\x18\x04 \x01(\x03R\x04\x63ost\x12%\n\x04mode\x18\x05 \x01(\x0e\x32\x11.duostore.v1.ModeR\x04mode\x12\'\n\x0fidempotency_key\x18\x06 \x01(\tR\x0eidempotencyKey\"\xed\x02\n\rQuotaResponse\x12\x18\n\x07\x61llowed\x18\x01 \x01(\x08R\x07\x61llowed\x12\x14\n\x05limit\x18\x02 \x01(\x03R\x05limit\x12\x1c\n\tremaining\x18\x03 \x01(\x03R\tremaining\x12\x39\n\nreset_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tresetTime\x12:\n\x0bretry_after\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\nretryAfter\x12 \n\x0breservation\x18\x06 \x01(\tR\x0breservation\x12;\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x1a\n\x08replayed\x18\x08 \x01(\x08R\x08replayed\x12\x1c\n\tunchecked\x18\t \x01(\x08R\tunchecked\"\x8e\x01\n\x12SettleQuotaRequest\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12 \n\x0breservation\x18\x02 \x01(\tR\x0breservation\x12\x14\n\x04\x63ost\x18\x03 \x01(\x03H\x00R\x04\x63ost\x12\x1a\n\x07release\x18\x04 \x01(\x08H\x00R\x07releaseB\x0c\n\nsettlement\"\x85\x01\n\x13SettleQuotaResponse\x12\x1c\n\tcommitted\x18\x01 \x01(\x03R\tcommitted\x12\x1a\n\x08refunded\x18\x02 \x01(\x03R\x08refunded\x12\x18\n\x07\x63overed\x18\x03 \x01(\x08R\x07\x63overed\x12\x1a\n\x08replayed\x18\x04 \x01(\x08R\x08replayed*O\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x10\n\x0cMODE_CONSUME\x10\x01\x12\r\n\tMODE_PEEK\x10\x02\x12\x10\n\x0cMODE_RESERVE\x10\x03\x32\xdd\x05\n\nDataAccess\x12\x38\n\x03Get\x12\x17.duostore.v1.GetRequest\x1a\x18.duostore.v1.GetResponse\x12G\n\x08\x42\x61tchGet\x12\x1c.duostore.v1.BatchGetRequest\x1a\x1d.duostore.v1.BatchGetResponse\x12;\n\x04Save\x12\x18.duostore.v1.SaveRequest\x1a\x19.duostore.v1.SaveResponse\x12\x41\n\x06\x44\x65lete\x12\x1a.duostore.v1.DeleteRequest\x1a\x1b.duostore.v1.DeleteResponse\x12G\n\x08Transact\x12\x1c.duostore.v1.TransactRequest\x1a\x1d.duostore.v1.TransactResponse\x12G\n\x08Snapshot\x12\x1c.duostore.v1.SnapshotRequest\x1a\x1d.duostore.v1.SnapshotResponse\x12P\n\x0bGetSnapshot\x12\x1f.duostore.v1.GetSnapshotRequest\x1a .duostore.v1.GetSnapshotResponse\x12V\n\rListSnapshots\x12!.duostore.v1.ListSnapshotsRequest\x1a\".duostore.v1.ListSnapshotsResponse\x12>\n\x05Quota\x12\x19.duostore.v1.QuotaRequest\x1a\x1a.duostore.v1.QuotaResponse\x12P\n\x0bSettleQuota\x12\x1f.duostore.v1.SettleQuotaRequest\x1a .duostore.v1.SettleQuotaResponseBh\n\x0f\x63om.duostore.v1B\x0f\x44\x61taAccessProtoP\x01ZBgithub.com/duostore/duostore/clients/go/gen/duostore/v1;duostorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,48 +36,58 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'duostore.v1.data_access_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.duostore.v1B\017DataAccessProtoP\001ZBgithub.com/duostore/duostore/clients/go/gen/duostore/v1;duostorev1'
-  _globals['_GETREQUEST']._serialized_start=136
-  _globals['_GETREQUEST']._serialized_end=264
-  _globals['_GETRESPONSE']._serialized_start=266
-  _globals['_GETRESPONSE']._serialized_end=372
-  _globals['_BATCHGETREQUEST']._serialized_start=374
-  _globals['_BATCHGETREQUEST']._serialized_end=435
-  _globals['_BATCHGETRESPONSE']._serialized_start=438
-  _globals['_BATCHGETRESPONSE']._serialized_end=603
-  _globals['_SAVEREQUEST']._serialized_start=606
-  _globals['_SAVEREQUEST']._serialized_end=879
-  _globals['_SAVERESPONSE']._serialized_start=882
-  _globals['_SAVERESPONSE']._serialized_end=1110
-  _globals['_DELETEREQUEST']._serialized_start=1113
-  _globals['_DELETEREQUEST']._serialized_end=1260
-  _globals['_DELETERESPONSE']._serialized_start=1263
-  _globals['_DELETERESPONSE']._serialized_end=1493
-  _globals['_TRANSACTREQUEST']._serialized_start=1495
-  _globals['_TRANSACTREQUEST']._serialized_end=1606
-  _globals['_MUTATION']._serialized_start=1609
-  _globals['_MUTATION']._serialized_end=1786
-  _globals['_SAVEMUTATION']._serialized_start=1789
-  _globals['_SAVEMUTATION']._serialized_end=2022
-  _globals['_DELETEMUTATION']._serialized_start=2024
-  _globals['_DELETEMUTATION']._serialized_end=2131
-  _globals['_VERSIONCHECK']._serialized_start=2133
-  _globals['_VERSIONCHECK']._serialized_end=2220
-  _globals['_TRANSACTRESPONSE']._serialized_start=2223
-  _globals['_TRANSACTRESPONSE']._serialized_end=2381
-  _globals['_MUTATIONRESULT']._serialized_start=2384
-  _globals['_MUTATIONRESULT']._serialized_end=2529
-  _globals['_SNAPSHOTREQUEST']._serialized_start=2532
-  _globals['_SNAPSHOTREQUEST']._serialized_end=2677
-  _globals['_SNAPSHOTRESPONSE']._serialized_start=2680
-  _globals['_SNAPSHOTRESPONSE']._serialized_end=2819
-  _globals['_GETSNAPSHOTREQUEST']._serialized_start=2821
-  _globals['_GETSNAPSHOTREQUEST']._serialized_end=2911
-  _globals['_GETSNAPSHOTRESPONSE']._serialized_start=2913
-  _globals['_GETSNAPSHOTRESPONSE']._serialized_end=2991
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=2993
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=3117
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=3119
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=3241
-  _globals['_DATAACCESS']._serialized_start=3244
-  _globals['_DATAACCESS']._serialized_end=3831
+  _globals['_MODE']._serialized_start=4113
+  _globals['_MODE']._serialized_end=4192
+  _globals['_GETREQUEST']._serialized_start=168
+  _globals['_GETREQUEST']._serialized_end=296
+  _globals['_GETRESPONSE']._serialized_start=298
+  _globals['_GETRESPONSE']._serialized_end=404
+  _globals['_BATCHGETREQUEST']._serialized_start=406
+  _globals['_BATCHGETREQUEST']._serialized_end=467
+  _globals['_BATCHGETRESPONSE']._serialized_start=470
+  _globals['_BATCHGETRESPONSE']._serialized_end=635
+  _globals['_SAVEREQUEST']._serialized_start=638
+  _globals['_SAVEREQUEST']._serialized_end=911
+  _globals['_SAVERESPONSE']._serialized_start=914
+  _globals['_SAVERESPONSE']._serialized_end=1142
+  _globals['_DELETEREQUEST']._serialized_start=1145
+  _globals['_DELETEREQUEST']._serialized_end=1292
+  _globals['_DELETERESPONSE']._serialized_start=1295
+  _globals['_DELETERESPONSE']._serialized_end=1525
+  _globals['_TRANSACTREQUEST']._serialized_start=1527
+  _globals['_TRANSACTREQUEST']._serialized_end=1638
+  _globals['_MUTATION']._serialized_start=1641
+  _globals['_MUTATION']._serialized_end=1818
+  _globals['_SAVEMUTATION']._serialized_start=1821
+  _globals['_SAVEMUTATION']._serialized_end=2054
+  _globals['_DELETEMUTATION']._serialized_start=2056
+  _globals['_DELETEMUTATION']._serialized_end=2163
+  _globals['_VERSIONCHECK']._serialized_start=2165
+  _globals['_VERSIONCHECK']._serialized_end=2252
+  _globals['_TRANSACTRESPONSE']._serialized_start=2255
+  _globals['_TRANSACTRESPONSE']._serialized_end=2413
+  _globals['_MUTATIONRESULT']._serialized_start=2416
+  _globals['_MUTATIONRESULT']._serialized_end=2561
+  _globals['_SNAPSHOTREQUEST']._serialized_start=2564
+  _globals['_SNAPSHOTREQUEST']._serialized_end=2709
+  _globals['_SNAPSHOTRESPONSE']._serialized_start=2712
+  _globals['_SNAPSHOTRESPONSE']._serialized_end=2851
+  _globals['_GETSNAPSHOTREQUEST']._serialized_start=2853
+  _globals['_GETSNAPSHOTREQUEST']._serialized_end=2943
+  _globals['_GETSNAPSHOTRESPONSE']._serialized_start=2945
+  _globals['_GETSNAPSHOTRESPONSE']._serialized_end=3023
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=3025
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=3149
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=3151
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=3273
+  _globals['_QUOTAREQUEST']._serialized_start=3276
+  _globals['_QUOTAREQUEST']._serialized_end=3462
+  _globals['_QUOTARESPONSE']._serialized_start=3465
+  _globals['_QUOTARESPONSE']._serialized_end=3830
+  _globals['_SETTLEQUOTAREQUEST']._serialized_start=3833
+  _globals['_SETTLEQUOTAREQUEST']._serialized_end=3975
+  _globals['_SETTLEQUOTARESPONSE']._serialized_start=3978
+  _globals['_SETTLEQUOTARESPONSE']._serialized_end=4111
+  _globals['_DATAACCESS']._serialized_start=4195
+  _globals['_DATAACCESS']._serialized_end=4928
 # @@protoc_insertion_point(module_scope)

@@ -8,10 +8,12 @@ store.
 from collections import abc as _abc
 from duostore.v1 import entity_pb2 as _entity_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -22,6 +24,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Mode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODE_UNSPECIFIED: _Mode.ValueType  # 0
+    """As MODE_CONSUME."""
+    MODE_CONSUME: _Mode.ValueType  # 1
+    """Debits them."""
+    MODE_PEEK: _Mode.ValueType  # 2
+    """Tells whether they would be allowed, and debits nothing."""
+    MODE_RESERVE: _Mode.ValueType  # 3
+    """Debits them and holds them under a reservation, for SettleQuota."""
+
+class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+    """What Quota does with the units."""
+
+MODE_UNSPECIFIED: Mode.ValueType  # 0
+"""As MODE_CONSUME."""
+MODE_CONSUME: Mode.ValueType  # 1
+"""Debits them."""
+MODE_PEEK: Mode.ValueType  # 2
+"""Tells whether they would be allowed, and debits nothing."""
+MODE_RESERVE: Mode.ValueType  # 3
+"""Debits them and holds them under a reservation, for SettleQuota."""
+Global___Mode: _TypeAlias = Mode  # noqa: Y015
 
 @_typing.final
 class GetRequest(_message.Message):
@@ -770,3 +800,203 @@ class ListSnapshotsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListSnapshotsResponse: _TypeAlias = ListSnapshotsResponse  # noqa: Y015
+
+@_typing.final
+class QuotaRequest(_message.Message):
+    """Asks to use a quota."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Whose data it is about: 0 to 64 bytes of UTF-8, no '#' and no control
+    characters. Each tenant has quotas of its own. May be empty.
+    """
+    quota: _builtins.str
+    """The name of a quota of the configuration. Required."""
+    subject: _builtins.str
+    """Who is limited: a user, an API key, an address. Each subject has a count of its
+    own. 1 to 256 bytes of UTF-8, no control characters.
+    """
+    cost: _builtins.int
+    """How many units. At least 0; 0 stands for 1. More than the limit is never allowed."""
+    mode: Global___Mode.ValueType
+    """What to do with them."""
+    idempotency_key: _builtins.str
+    """Makes the call safe to repeat: a repetition with the same key and the same
+    request debits nothing more and is allowed as the first was, for 24 hours by
+    default; its other fields are as of the repetition. What was denied is not
+    remembered. Not with MODE_PEEK. As of SaveRequest.idempotency_key otherwise;
+    quotas have a space of keys of their own.
+    """
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        quota: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        cost: _builtins.int = ...,
+        mode: Global___Mode.ValueType = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "idempotency_key", b"idempotency_key", "mode", b"mode", "quota", b"quota", "subject", b"subject", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuotaRequest: _TypeAlias = QuotaRequest  # noqa: Y015
+
+@_typing.final
+class QuotaResponse(_message.Message):
+    """Answers Quota."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    RESET_TIME_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    UNCHECKED_FIELD_NUMBER: _builtins.int
+    allowed: _builtins.bool
+    """Whether the units were debited; with MODE_PEEK, whether they could be."""
+    limit: _builtins.int
+    """The limit in force for the subject."""
+    remaining: _builtins.int
+    """Units that are known to be left: at least so many, never more than the store
+    has. A server process that admits from a lease knows of its own lease alone,
+    so that there may be more; MODE_PEEK asks the store.
+    """
+    reservation: _builtins.str
+    """With MODE_RESERVE, if allowed: what to settle. Opaque; belongs to the tenant."""
+    replayed: _builtins.bool
+    """Whether this answers a repetition, by idempotency_key, of a call that was
+    allowed earlier.
+    """
+    unchecked: _builtins.bool
+    """Whether this was allowed with nothing debited, since DynamoDB could not be
+    reached and the quota is configured to allow then.
+    """
+    @_builtins.property
+    def reset_time(self) -> _timestamp_pb2.Timestamp:
+        """When all that is used by now is available again. Unset if it is not known,
+        since DynamoDB could not be asked.
+        """
+
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """If denied: after this long the units can be allowed, unless others use them
+        first. They may be sooner if a reservation is released. Unset if they never can
+        be, since the cost is above the limit.
+        """
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """With MODE_RESERVE, if allowed: until when it can be settled. What becomes of it
+        then is configured: it counts as used, or is released.
+        """
+
+    def __init__(
+        self,
+        *,
+        allowed: _builtins.bool = ...,
+        limit: _builtins.int = ...,
+        remaining: _builtins.int = ...,
+        reset_time: _timestamp_pb2.Timestamp | None = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
+        reservation: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        replayed: _builtins.bool = ...,
+        unchecked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "reset_time", b"reset_time", "retry_after", b"retry_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "expire_time", b"expire_time", "limit", b"limit", "remaining", b"remaining", "replayed", b"replayed", "reservation", b"reservation", "reset_time", b"reset_time", "retry_after", b"retry_after", "unchecked", b"unchecked"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuotaResponse: _TypeAlias = QuotaResponse  # noqa: Y015
+
+@_typing.final
+class SettleQuotaRequest(_message.Message):
+    """Asks to settle a reservation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """The tenant of the QuotaRequest."""
+    reservation: _builtins.str
+    """The reservation of the QuotaResponse. Required."""
+    cost: _builtins.int
+    """Commits what was really used, in units: at least 0. What is below the reserved
+    cost is refunded. What is above it is debited besides, all of it or nothing,
+    if the quota has room now.
+    """
+    release: _builtins.bool
+    """Releases all of it. Must be true if set."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        reservation: _builtins.str = ...,
+        cost: _builtins.int = ...,
+        release: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "release", b"release", "settlement", b"settlement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "release", b"release", "reservation", b"reservation", "settlement", b"settlement", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_settlement: _TypeAlias = _typing.Literal["cost", "release"]  # noqa: Y015
+    _WhichOneofArgType_settlement: _TypeAlias = _typing.Literal["settlement", b"settlement"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_settlement) -> _WhichOneofReturnType_settlement | None: ...
+
+Global___SettleQuotaRequest: _TypeAlias = SettleQuotaRequest  # noqa: Y015
+
+@_typing.final
+class SettleQuotaResponse(_message.Message):
+    """Answers SettleQuota."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMITTED_FIELD_NUMBER: _builtins.int
+    REFUNDED_FIELD_NUMBER: _builtins.int
+    COVERED_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    committed: _builtins.int
+    """Units that count as used: the cost, or what was reserved if the rest did not fit."""
+    refunded: _builtins.int
+    """Units that were given back. Those whose window is over by then change nothing."""
+    covered: _builtins.bool
+    """Whether the cost was covered: false if it was above what was reserved, and the
+    quota had no room for the rest, which was not debited.
+    """
+    replayed: _builtins.bool
+    """Whether this answers a repetition of a settlement that was made earlier."""
+    def __init__(
+        self,
+        *,
+        committed: _builtins.int = ...,
+        refunded: _builtins.int = ...,
+        covered: _builtins.bool = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "covered", b"covered", "refunded", b"refunded", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleQuotaResponse: _TypeAlias = SettleQuotaResponse  # noqa: Y015

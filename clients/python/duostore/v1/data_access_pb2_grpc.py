@@ -80,6 +80,16 @@ class DataAccessStub:
                 request_serializer=duostore_dot_v1_dot_data__access__pb2.ListSnapshotsRequest.SerializeToString,
                 response_deserializer=duostore_dot_v1_dot_data__access__pb2.ListSnapshotsResponse.FromString,
                 _registered_method=True)
+        self.Quota = channel.unary_unary(
+                '/duostore.v1.DataAccess/Quota',
+                request_serializer=duostore_dot_v1_dot_data__access__pb2.QuotaRequest.SerializeToString,
+                response_deserializer=duostore_dot_v1_dot_data__access__pb2.QuotaResponse.FromString,
+                _registered_method=True)
+        self.SettleQuota = channel.unary_unary(
+                '/duostore.v1.DataAccess/SettleQuota',
+                request_serializer=duostore_dot_v1_dot_data__access__pb2.SettleQuotaRequest.SerializeToString,
+                response_deserializer=duostore_dot_v1_dot_data__access__pb2.SettleQuotaResponse.FromString,
+                _registered_method=True)
 
 
 class DataAccessServicer:
@@ -178,6 +188,29 @@ class DataAccessServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Quota(self, request, context):
+        """Debits a quota, looks at it, or reserves a part of it. What was answered with
+        allowed was debited before: a quota is never over-admitted, whatever fails.
+
+        A quota that is used up is an answer (allowed is false), not an error.
+        UNAVAILABLE if DynamoDB cannot be reached and the quota is configured to deny
+        then: nothing was admitted, though units may have been debited in vain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleQuota(self, request, context):
+        """Settles a reservation, once: commits what was really used, or releases it.
+
+        NOT_FOUND with reason RESERVATION_NOT_FOUND if there is no such reservation or
+        it has expired; FAILED_PRECONDITION with reason RESERVATION_SETTLED if it was
+        settled in another way. The same settlement again is answered as the first was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DataAccessServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -220,6 +253,16 @@ def add_DataAccessServicer_to_server(servicer, server):
                     servicer.ListSnapshots,
                     request_deserializer=duostore_dot_v1_dot_data__access__pb2.ListSnapshotsRequest.FromString,
                     response_serializer=duostore_dot_v1_dot_data__access__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'Quota': grpc.unary_unary_rpc_method_handler(
+                    servicer.Quota,
+                    request_deserializer=duostore_dot_v1_dot_data__access__pb2.QuotaRequest.FromString,
+                    response_serializer=duostore_dot_v1_dot_data__access__pb2.QuotaResponse.SerializeToString,
+            ),
+            'SettleQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleQuota,
+                    request_deserializer=duostore_dot_v1_dot_data__access__pb2.SettleQuotaRequest.FromString,
+                    response_serializer=duostore_dot_v1_dot_data__access__pb2.SettleQuotaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -444,6 +487,60 @@ class DataAccess:
             '/duostore.v1.DataAccess/ListSnapshots',
             duostore_dot_v1_dot_data__access__pb2.ListSnapshotsRequest.SerializeToString,
             duostore_dot_v1_dot_data__access__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Quota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/duostore.v1.DataAccess/Quota',
+            duostore_dot_v1_dot_data__access__pb2.QuotaRequest.SerializeToString,
+            duostore_dot_v1_dot_data__access__pb2.QuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/duostore.v1.DataAccess/SettleQuota',
+            duostore_dot_v1_dot_data__access__pb2.SettleQuotaRequest.SerializeToString,
+            duostore_dot_v1_dot_data__access__pb2.SettleQuotaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -96,6 +96,21 @@ class DataAccessStub:
     """Lists the snapshots of an entity, newest first, a page at a time. Snapshots
     that are added meanwhile do not shift the pages to come.
     """
+    Quota: _grpc.UnaryUnaryMultiCallable[_data_access_pb2.QuotaRequest, _data_access_pb2.QuotaResponse]
+    """Debits a quota, looks at it, or reserves a part of it. What was answered with
+    allowed was debited before: a quota is never over-admitted, whatever fails.
+
+    A quota that is used up is an answer (allowed is false), not an error.
+    UNAVAILABLE if DynamoDB cannot be reached and the quota is configured to deny
+    then: nothing was admitted, though units may have been debited in vain.
+    """
+    SettleQuota: _grpc.UnaryUnaryMultiCallable[_data_access_pb2.SettleQuotaRequest, _data_access_pb2.SettleQuotaResponse]
+    """Settles a reservation, once: commits what was really used, or releases it.
+
+    NOT_FOUND with reason RESERVATION_NOT_FOUND if there is no such reservation or
+    it has expired; FAILED_PRECONDITION with reason RESERVATION_SETTLED if it was
+    settled in another way. The same settlement again is answered as the first was.
+    """
 
 @_typing.type_check_only
 class DataAccessAsyncStub(DataAccessStub):
@@ -162,6 +177,21 @@ class DataAccessAsyncStub(DataAccessStub):
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_data_access_pb2.ListSnapshotsRequest, _data_access_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
     """Lists the snapshots of an entity, newest first, a page at a time. Snapshots
     that are added meanwhile do not shift the pages to come.
+    """
+    Quota: _aio.UnaryUnaryMultiCallable[_data_access_pb2.QuotaRequest, _data_access_pb2.QuotaResponse]  # type: ignore[assignment]
+    """Debits a quota, looks at it, or reserves a part of it. What was answered with
+    allowed was debited before: a quota is never over-admitted, whatever fails.
+
+    A quota that is used up is an answer (allowed is false), not an error.
+    UNAVAILABLE if DynamoDB cannot be reached and the quota is configured to deny
+    then: nothing was admitted, though units may have been debited in vain.
+    """
+    SettleQuota: _aio.UnaryUnaryMultiCallable[_data_access_pb2.SettleQuotaRequest, _data_access_pb2.SettleQuotaResponse]  # type: ignore[assignment]
+    """Settles a reservation, once: commits what was really used, or releases it.
+
+    NOT_FOUND with reason RESERVATION_NOT_FOUND if there is no such reservation or
+    it has expired; FAILED_PRECONDITION with reason RESERVATION_SETTLED if it was
+    settled in another way. The same settlement again is answered as the first was.
     """
 
 class DataAccessServicer(metaclass=_abc_1.ABCMeta):
@@ -274,6 +304,33 @@ class DataAccessServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_data_access_pb2.ListSnapshotsResponse, _abc.Awaitable[_data_access_pb2.ListSnapshotsResponse]]:
         """Lists the snapshots of an entity, newest first, a page at a time. Snapshots
         that are added meanwhile do not shift the pages to come.
+        """
+
+    @_abc_1.abstractmethod
+    def Quota(
+        self,
+        request: _data_access_pb2.QuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_data_access_pb2.QuotaResponse, _abc.Awaitable[_data_access_pb2.QuotaResponse]]:
+        """Debits a quota, looks at it, or reserves a part of it. What was answered with
+        allowed was debited before: a quota is never over-admitted, whatever fails.
+
+        A quota that is used up is an answer (allowed is false), not an error.
+        UNAVAILABLE if DynamoDB cannot be reached and the quota is configured to deny
+        then: nothing was admitted, though units may have been debited in vain.
+        """
+
+    @_abc_1.abstractmethod
+    def SettleQuota(
+        self,
+        request: _data_access_pb2.SettleQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_data_access_pb2.SettleQuotaResponse, _abc.Awaitable[_data_access_pb2.SettleQuotaResponse]]:
+        """Settles a reservation, once: commits what was really used, or releases it.
+
+        NOT_FOUND with reason RESERVATION_NOT_FOUND if there is no such reservation or
+        it has expired; FAILED_PRECONDITION with reason RESERVATION_SETTLED if it was
+        settled in another way. The same settlement again is answered as the first was.
         """
 
 def add_DataAccessServicer_to_server(servicer: DataAccessServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

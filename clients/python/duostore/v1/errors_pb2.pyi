@@ -84,6 +84,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ABORTED. A call with the same idempotency key, or another write of the same
     entity, is under way. Safe to repeat, with the same key, after RetryInfo.
     """
+    ERROR_REASON_RESERVATION_NOT_FOUND: _ErrorReason.ValueType  # 15
+    """NOT_FOUND. The tenant has no such reservation, or it has expired."""
+    ERROR_REASON_RESERVATION_SETTLED: _ErrorReason.ValueType  # 16
+    """FAILED_PRECONDITION. The reservation was settled before, in another way: with
+    another cost, or released. Metadata: committed, refunded (units).
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the value of google.rpc.ErrorInfo.reason, without the
@@ -152,5 +158,11 @@ new key for each intention, and the same one for its repetitions alone.
 ERROR_REASON_DUPLICATE_IN_PROGRESS: ErrorReason.ValueType  # 14
 """ABORTED. A call with the same idempotency key, or another write of the same
 entity, is under way. Safe to repeat, with the same key, after RetryInfo.
+"""
+ERROR_REASON_RESERVATION_NOT_FOUND: ErrorReason.ValueType  # 15
+"""NOT_FOUND. The tenant has no such reservation, or it has expired."""
+ERROR_REASON_RESERVATION_SETTLED: ErrorReason.ValueType  # 16
+"""FAILED_PRECONDITION. The reservation was settled before, in another way: with
+another cost, or released. Metadata: committed, refunded (units).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
