@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from bench.figures import Figures
+from tests.support.dynamodb_traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from types_boto3_dynamodb import DynamoDBClient
 
 T = TypeVar("T")
 
@@ -52,3 +56,20 @@ def measured(
         latencies = [latency for done in callers for latency in done.result()]
         elapsed = time.perf_counter() - began
     return latencies, elapsed
+
+
+def of_this_process(
+    client: DynamoDBClient,
+    threads: int,
+    call: Callable[[T], object],
+    work: Iterator[T],
+    seconds: float,
+) -> Figures:
+    """Do as ``call_for``, and tell what that took of this process and of DynamoDB."""
+    began = time.process_time()
+    with Traffic(client).watched() as traffic:
+        latencies, elapsed = measured(seconds, threads, call, work)
+    spent = time.process_time() - began
+    sent = sum(traffic.sent.values())
+    calls = len(latencies)
+    return replace(Figures.of(latencies, elapsed), cpu=spent / calls, sent=sent / calls)

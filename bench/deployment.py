@@ -30,11 +30,27 @@ if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
 
 KIND: Final = "proposal"
+# Quotas whose limit nobody reaches, with leases and without, and one of a single unit.
+HOT: Final = "hot"
+EACH: Final = "each"
+SPENT: Final = "spent"
 # Entities that DynamoDB holds from the start and no Save has touched.
 SEEDED: Final = 10_000
 
 _PREFIX: Final = "bench_"
-_KINDS: Final = f"[kinds.{KIND}.snapshots]"
+_TABLES: Final = f"""
+[kinds.{KIND}.snapshots]
+[quotas.{HOT}]
+limit = 1_000_000_000
+window = "1m"
+[quotas.{EACH}]
+limit = 1_000_000_000
+window = "1m"
+lease = 0
+[quotas.{SPENT}]
+limit = 1
+window = "30d"
+"""
 _BODY_LETTERS: Final = 830
 # What the service itself, by default, would not compress.
 _PLAIN_BYTES: Final = 1024
@@ -97,7 +113,7 @@ def deployed() -> Iterator[Deployment]:
                 prefix=_PREFIX,
                 node=memcached.address,
                 workers=1,
-                kinds=_KINDS,
+                kinds=_TABLES,
             )
         )
         deployment = Deployment(service, memcached, dsn, dynamodb.endpoint_url)

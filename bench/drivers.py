@@ -1,4 +1,4 @@
-"""What makes Gets faster than a server can answer them.
+"""What makes calls faster than a server can answer them.
 
 h2load, written in C, takes a small part of a core. Without it several Python processes
 call; where they have less of the machine than they can use, they hold back the floor more
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _CONNECTIONS: Final = 8
 _PROCESSES: Final = 4
-_PATH: Final = f"/{SERVICE}/{METHOD}"
 _DEADLINE_SECONDS: Final = 5
 # Before each message there are a flag and its length.
 _PREFIX_BYTES: Final = 5
@@ -41,11 +40,19 @@ class Driver(Protocol):
     name: str
 
     def drive(
-        self, target: str, request: bytes, answer_bytes: int, *, at_a_time: int, seconds: float
+        self,
+        target: str,
+        request: bytes,
+        answer_bytes: int | None,
+        *,
+        at_a_time: int,
+        seconds: float,
+        method: str = METHOD,
     ) -> Figures:
-        """Send a serialized GetRequest again and again.
+        """Send a serialized request of a method, Get by default, again and again.
 
-        Raises ``BenchError`` unless every answer has this size, as no error has.
+        Raises ``BenchError`` unless every answer has this size, as no error has. With None
+        it is for the caller to make sure of what was answered.
         """
         ...
 
@@ -71,7 +78,14 @@ class H2Load:
         self._program = program
 
     def drive(
-        self, target: str, request: bytes, answer_bytes: int, *, at_a_time: int, seconds: float
+        self,
+        target: str,
+        request: bytes,
+        answer_bytes: int | None,
+        *,
+        at_a_time: int,
+        seconds: float,
+        method: str = METHOD,
     ) -> Figures:
         connections = min(_CONNECTIONS, at_a_time)
         with tempfile.TemporaryDirectory(prefix="duostore-bench-") as folder:
@@ -84,7 +98,7 @@ class H2Load:
                     *("-D", f"{round(seconds * 1000)}ms", "-d", message, f"--log-file={log}"),
                     *("-H", "content-type: application/grpc", "-H", "te: trailers"),
                     *("-H", f"grpc-timeout: {_DEADLINE_SECONDS}S"),
-                    f"http://{target}{_PATH}",
+                    f"http://{target}{_path(method)}",
                 ],
                 capture_output=True,
                 text=True,
@@ -93,6 +107,8 @@ class H2Load:
             )
             # Each line: start, HTTP status, microseconds.
             latencies = [int(line.split("\t")[2]) / 1e6 for line in log.read_text().splitlines()]
+        if answer_bytes is None:
+            return Figures.of(latencies, seconds)
         received = re.search(r"\((\d+)\) data$", done.stdout, re.MULTILINE)
         size = int(received[1]) if received else 0
         # When the time is over, the answers that are under way are received and not counted.
@@ -114,11 +130,20 @@ class PythonProcesses:
         self._pool = pool
 
     def drive(
-        self, target: str, request: bytes, answer_bytes: int, *, at_a_time: int, seconds: float
+        self,
+        target: str,
+        request: bytes,
+        answer_bytes: int | None,
+        *,
+        at_a_time: int,
+        seconds: float,
+        method: str = METHOD,
     ) -> Figures:
         processes = min(_PROCESSES, at_a_time)
         shares = [
-            self._pool.submit(_call, target, request, answer_bytes, at_a_time // processes, seconds)
+            self._pool.submit(
+                _call, target, _path(method), request, answer_bytes, at_a_time // processes, seconds
+            )
             for _ in range(processes)
         ]
         results = [share.result() for share in shares]
@@ -127,15 +152,19 @@ class PythonProcesses:
         return Figures.of(every, len(every) / rate)
 
 
+def _path(method: str) -> str:
+    return f"/{SERVICE}/{method}"
+
+
 def _call(
-    target: str, request: bytes, answer_bytes: int, threads: int, seconds: float
+    target: str, path: str, request: bytes, answer_bytes: int | None, threads: int, seconds: float
 ) -> tuple[list[float], float]:
     with grpc.insecure_channel(target) as channel:
-        get: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_PATH)
+        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
 
         def call(message: bytes) -> None:
-            answer = get(message, timeout=_DEADLINE_SECONDS)
-            if len(answer) != answer_bytes:
+            answer = ask(message, timeout=_DEADLINE_SECONDS)
+            if answer_bytes is not None and len(answer) != answer_bytes:
                 raise BenchError(f"a call was answered by {len(answer)} bytes, not {answer_bytes}")
 
         return measured(seconds, threads, call, repeat(request))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from bench.callers import measured
+from bench.callers import measured, of_this_process
 from bench.contest import Contest, Side
 from bench.deployment import KIND, document
 from bench.figures import BenchError, Figures
@@ -27,7 +26,6 @@ from duostore_server.domain.snapshots import NewSnapshot
 from duostore_server.domain.transactions import Idempotency, IdempotencyKey
 from duostore_server.storage.dynamodb.snapshots import open_snapshots
 from duostore_server.storage.dynamodb.tables import idempotency_table, snapshot_table
-from tests.support.dynamodb_traffic import Traffic
 from tests.support.service import CALL_SECONDS, Caller
 
 if TYPE_CHECKING:
@@ -149,27 +147,20 @@ def _contest(
             form.name,
             f"a snapshot of 1 KB of one of {_DRAFTS} entities, {form.condition}; {_CALLERS} threads"
             " of one process call; the CPU is that of this process",
-            Side("Snapshots.append", partial(_of_this_process, client, call, count())),
+            Side("Snapshots.append", partial(of_this_process, client, _CALLERS, call, count())),
             [
                 Side(
                     floor,
-                    partial(_of_this_process, bare, plain(bare, deployment.prefix, made), count()),
+                    partial(
+                        of_this_process,
+                        bare,
+                        _CALLERS,
+                        plain(bare, deployment.prefix, made),
+                        count(),
+                    ),
                 )
             ],
         )
-
-
-def _of_this_process(
-    client: DynamoDBClient, call: Call, numbers: Iterator[int], seconds: float
-) -> Figures:
-    """Call, and tell what that took of this process and of DynamoDB."""
-    began = time.process_time()
-    with Traffic(client).watched() as traffic:
-        latencies, elapsed = measured(seconds, _CALLERS, call, numbers)
-    spent = time.process_time() - began
-    sent = sum(traffic.sent.values())
-    calls = len(latencies)
-    return replace(Figures.of(latencies, elapsed), cpu=spent / calls, sent=sent / calls)
 
 
 def _of_server(

@@ -7,32 +7,25 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from duostore_server import codec
-from duostore_server.access.checks import Checks
-from duostore_server.access.committing import Committer
-from duostore_server.access.drafting import Drafting
-from duostore_server.access.dynamodb_home import DynamoDBHome
-from duostore_server.access.flights import Flights
+from duostore_server.access.limits import LimitsInForce
 from duostore_server.access.propagation import Propagation
-from duostore_server.access.reading import Reader, lease_pauses
-from duostore_server.access.sources import HeadSource, ProjectedSource
-from duostore_server.access.writing import Writer
 from duostore_server.config import policies as policies_of
+from duostore_server.config import quotas as quotas_of
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.errors import Store
-from duostore_server.domain.policies import Home
+from duostore_server.domain.errors import Store, StoreError
 from duostore_server.rpc.chain import CallChain
-from duostore_server.rpc.data_access import DataAccess
 from duostore_server.rpc.health import HealthMonitor
 from duostore_server.rpc.server import SERVICES, Tls, listening
 from duostore_server.storage.aurora.authority import AuroraAuthority
 from duostore_server.storage.aurora.drafts import AuroraDrafts
 from duostore_server.storage.aurora.idempotency import AuroraIdempotency
+from duostore_server.storage.aurora.limits import AuroraLimits
 from duostore_server.storage.aurora.outbox import AuroraOutbox
 from duostore_server.storage.aurora.pool import AuroraPool
 from duostore_server.storage.aurora.probe import open_probe as open_aurora_probe
@@ -42,20 +35,25 @@ from duostore_server.storage.cache.memory import MemoryCache
 from duostore_server.storage.cache.probes import MemcachedProbe, MemoryProbe
 from duostore_server.storage.dynamodb.client import make_client
 from duostore_server.storage.dynamodb.guarded import Guard, GuardedProjections
+from duostore_server.storage.dynamodb.guarded_counters import GuardedCounters
 from duostore_server.storage.dynamodb.guarded_heads import GuardedHeads
 from duostore_server.storage.dynamodb.guarded_records import GuardedRecords
 from duostore_server.storage.dynamodb.guarded_snapshots import GuardedSnapshots
 from duostore_server.storage.dynamodb.ports import connections, open_ports
+from duostore_server.telemetry.causes import cause_of
 from duostore_server.telemetry.observed_authority import ObservedAuthority
 from duostore_server.telemetry.observed_cache import ObservedCache
+from duostore_server.telemetry.observed_counters import ObservedCounters
 from duostore_server.telemetry.observed_dirty import ObservedDirtyHeads
 from duostore_server.telemetry.observed_drafts import ObservedDrafts
 from duostore_server.telemetry.observed_heads import ObservedHeads
 from duostore_server.telemetry.observed_idempotency_rows import ObservedIdempotencyRows
+from duostore_server.telemetry.observed_limits import ObservedLimits
 from duostore_server.telemetry.observed_outbox import ObservedOutbox
 from duostore_server.telemetry.observed_projections import ObservedProjections
 from duostore_server.telemetry.observed_records import ObservedRecords
 from duostore_server.telemetry.observed_snapshots import ObservedSnapshots
+from duostore_server.use_cases import Quoting, data_access, jitter, utc_now
 from duostore_server.workers.consolidator import Consolidator
 from duostore_server.workers.deferred import Deferred
 from duostore_server.workers.loop import LONGEST_BACKOFF_SECONDS, Loop
@@ -71,18 +69,18 @@ if TYPE_CHECKING:
     from duostore_server.domain.ports import (
         Authority,
         Cache,
+        Counters,
         DirtyHeads,
         Drafts,
         Heads,
         IdempotencyRecords,
         IdempotencyRows,
-        Notes,
+        Limits,
         Outbox,
         Probe,
         Projections,
         Snapshots,
     )
-    from duostore_server.domain.transactions import Idempotency, Recorded
     from duostore_server.rpc.server import Listening
     from duostore_server.storage.dynamodb.ports import DynamoDBPorts
     from duostore_server.telemetry.metrics import Metrics
@@ -101,6 +99,7 @@ _PURGE_EVERY_SECONDS: Final = 10.0
 _PURGE_SECONDS: Final = 2.0
 _PURGED_AT_A_TIME: Final = 1000
 _BACKLOG_EVERY_SECONDS: Final = 1.0
+_LIMITS_EVERY_SECONDS: Final = 1.0
 # One slow answer is not an outage; these many in a row, with none in between, are.
 _DYNAMODB_TOLERANCE: Final = 3
 _DYNAMODB_PAUSE_SECONDS: Final = (0.25, 0.5)
@@ -109,25 +108,14 @@ _BUDGET_SHARE: Final = 0.7
 # Of one batch, what is brought side by side.
 _PROJECTIONS_AT_A_TIME: Final = 4
 _HEADS_AT_A_TIME: Final = 4
-# TTLs and backoffs are shortened by up to a tenth, so that what began together does
-# not end together.
-_LEAST_JITTER: Final = 0.9
 
 
 def _dynamodb_backoff() -> Backoff:
     return Backoff(
-        lambda: random.uniform(*_DYNAMODB_PAUSE_SECONDS),  # noqa: S311 - as _jitter
+        lambda: random.uniform(*_DYNAMODB_PAUSE_SECONDS),  # noqa: S311 - spreads load, guards nothing
         time.monotonic,
         tolerance=_DYNAMODB_TOLERANCE,
     )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _jitter() -> float:
-    return random.uniform(_LEAST_JITTER, 1.0)  # noqa: S311 - spreads load, guards nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +126,13 @@ class Stores:
     outbox: Outbox
     rows: IdempotencyRows
     drafts: Drafts
+    limits: Limits
     projections: Projections
     heads: Heads
     snapshots: Snapshots
     dirty_heads: DirtyHeads
     records: IdempotencyRecords
+    counters: Counters
     cache: Cache
     probes: tuple[Probe, ...]
 
@@ -171,12 +161,14 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
             outbox=ObservedOutbox(AuroraOutbox(pool, claim=settings.projector.claim), metrics),
             rows=ObservedIdempotencyRows(AuroraIdempotency(pool), metrics),
             drafts=ObservedDrafts(AuroraDrafts(pool), metrics),
+            limits=ObservedLimits(AuroraLimits(pool), metrics),
             projections=ObservedProjections(
                 GuardedProjections(dynamodb.projections, guard), metrics
             ),
             heads=ObservedHeads(GuardedHeads(dynamodb.heads, guard), metrics),
             snapshots=ObservedSnapshots(GuardedSnapshots(dynamodb.snapshots, guard), metrics),
             records=ObservedRecords(GuardedRecords(dynamodb.records, guard), metrics),
+            counters=ObservedCounters(GuardedCounters(dynamodb.counters, guard), metrics),
             # Not guarded: nobody waits for it.
             dirty_heads=ObservedDirtyHeads(dynamodb.dirty_heads, metrics),
             cache=ObservedCache(cache, metrics),
@@ -190,7 +182,8 @@ def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Li
     server = settings.server
     completer = Deferred(stores.outbox.complete, batch=_COMPLETIONS_AT_A_TIME)
     recorder = Deferred(stores.records.put, batch=_ANSWERS_AT_A_TIME)
-    data_access = _data_access(settings, stores, metrics, completer, recorder)
+    limits = LimitsInForce(quotas_of(settings), stores.limits)
+    quoting = Quoting(settings, stores, metrics, limits)
     chain = CallChain(
         metrics, default_deadline=server.default_deadline, max_deadline=server.max_deadline
     )
@@ -198,6 +191,13 @@ def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Li
         for name, work in (("completer", completer), ("recorder", recorder)):
             stack.callback(work.finish)
             stack.enter_context(_loop(name, work.run_once, _DEFERRED_EVERY_SECONDS, metrics))
+        if settings.quotas:
+            _refresh_once(limits)
+            stack.enter_context(_loop("limits", limits.refresh, _LIMITS_EVERY_SECONDS, metrics))
+            # Once nobody is answered any more, and before the stores are closed.
+            stack.callback(quoting.return_leases)
+            rest = quoting.rest
+            stack.enter_context(_loop("leases", quoting.return_unused, rest, metrics, longest=rest))
         answering = stack.enter_context(
             listening(
                 address=str(server.address),
@@ -210,74 +210,14 @@ def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Li
                 tls=_tls(settings),
                 reflect=server.reflection,
                 chain=chain,
-                data_access=data_access,
+                data_access=data_access(
+                    settings, stores, metrics, quoting, completions=completer, answers=recorder
+                ),
             )
         )
         monitor = HealthMonitor(answering.health, stores.probes, SERVICES)
         stack.enter_context(_loop("health", monitor.run_once, _PROBE_EVERY_SECONDS, metrics))
         yield answering
-
-
-def _data_access(
-    settings: Settings,
-    stores: Stores,
-    metrics: Metrics,
-    completions: Notes[int],
-    answers: Notes[tuple[Idempotency, Recorded]],
-) -> DataAccess:
-    max_answer_bytes = settings.server.max_answer_bytes
-    policies = policies_of(settings)
-    checks = Checks(policies)
-    keep = timedelta(seconds=settings.idempotency.keep)
-    reader = Reader(
-        sources={
-            Home.AURORA: ProjectedSource(stores.authority, stores.projections, codec.encode),
-            Home.DYNAMODB: HeadSource(stores.heads, codec.head_entity, _now),
-        },
-        cache=stores.cache,
-        policies=policies,
-        checks=checks,
-        flights=Flights(),
-        pauses=lease_pauses(settings.cache.lease_wait),
-        pause=time.sleep,
-        jitter=_jitter,
-        now=_now,
-        served=metrics.served,
-    )
-    drafting = Drafting(
-        snapshots=stores.snapshots,
-        policies=policies,
-        checks=checks,
-        encode=codec.encode_snapshot,
-        numbered=codec.numbered,
-        data_of=codec.document_of,
-        now=_now,
-        keep=keep,
-        max_answer_bytes=max_answer_bytes,
-    )
-    writer = Writer(
-        committer=Committer(
-            authority=stores.authority,
-            rows=stores.rows,
-            records=stores.records,
-            propagation=Propagation(stores.projections, stores.cache, codec.encode),
-            completions=completions,
-            answers=answers,
-            policies=policies,
-        ),
-        dynamodb_home=DynamoDBHome(
-            heads=stores.heads,
-            cache=stores.cache,
-            policies=policies,
-            encode=codec.encode_head,
-            now=_now,
-        ),
-        drafting=drafting,
-        policies=policies,
-        checks=checks,
-        keep=keep,
-    )
-    return DataAccess(reader, writer, drafting, policies, max_answer_bytes=max_answer_bytes)
 
 
 @contextmanager
@@ -308,7 +248,7 @@ def background(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator
             drafts=stores.drafts,
             data_of=codec.document_of,
             policies=policies_of(settings),
-            now=_now,
+            now=utc_now,
             batch=settings.consolidator.batch,
             settled=timedelta(seconds=max(_LEAST_SETTLED, 4 * settings.dynamodb.read_timeout)),
             consolidated=metrics.consolidated,
@@ -331,6 +271,14 @@ def background(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator
         yield
 
 
+def _refresh_once(limits: LimitsInForce) -> None:
+    """Know the limits that are set at run time before the first call, if Aurora is there."""
+    try:
+        limits.refresh()
+    except StoreError as error:
+        _log.warning("limits not read, aurora cannot be reached", cause=cause_of(error))
+
+
 def _loop(
     name: str,
     work: Callable[[], bool],
@@ -339,7 +287,7 @@ def _loop(
     *,
     longest: float = LONGEST_BACKOFF_SECONDS,
 ) -> Loop:
-    return Loop(name, work, rest=rest, jitter=_jitter, observer=metrics, longest=longest)
+    return Loop(name, work, rest=rest, jitter=jitter, observer=metrics, longest=longest)
 
 
 def dsn_of(settings: Settings) -> str:

@@ -69,6 +69,9 @@ SNAPSHOT_FOUND = data_access_pb2.GetSnapshotResponse(
     snapshot=entity_pb2.EntitySnapshot(key=KEY, sequence=1)
 )
 SNAPSHOTS_FOUND = data_access_pb2.ListSnapshotsResponse(snapshots=[SNAPSHOT_FOUND.snapshot])
+ALLOWED = data_access_pb2.QuotaResponse(allowed=True)
+RESERVED = data_access_pb2.QuotaResponse(allowed=True, reservation="r1")
+SETTLED = data_access_pb2.SettleQuotaResponse(committed=7)
 
 LOST = status(
     grpc.StatusCode.UNKNOWN,
@@ -119,19 +122,37 @@ def list_snapshots(client: Client) -> object:
     return list(client.list_snapshots("proposal", "p1"))
 
 
+def peek_quota(client: Client) -> object:
+    return client.peek_quota("api_calls", "ann")
+
+
+def reserve_quota(client: Client) -> object:
+    return client.reserve_quota("api_calls", "ann")
+
+
+def settle_quota(client: Client) -> object:
+    return client.settle_quota("r1", cost=7)
+
+
 READS = [
     pytest.param("Get", read, FOUND, id="get"),
     pytest.param("BatchGet", read_many, ALL_FOUND, id="batch_get"),
     pytest.param("GetSnapshot", get_snapshot, SNAPSHOT_FOUND, id="get_snapshot"),
     pytest.param("ListSnapshots", list_snapshots, SNAPSHOTS_FOUND, id="list_snapshots"),
+    pytest.param("Quota", peek_quota, ALLOWED, id="peek_quota"),
 ]
 KEYED_WRITES = [
     pytest.param("Save", save, SAVED, id="save"),
     pytest.param("Save", publish, SAVED, id="publish"),
     pytest.param("Delete", delete, DELETED, id="delete"),
     pytest.param("Transact", transact, TRANSACTED, id="transact"),
+    pytest.param("Quota", reserve_quota, RESERVED, id="reserve_quota"),
 ]
-WRITES = [*KEYED_WRITES, pytest.param("Snapshot", snapshot, APPENDED, id="snapshot")]
+WRITES = [
+    *KEYED_WRITES,
+    pytest.param("Snapshot", snapshot, APPENDED, id="snapshot"),
+    pytest.param("SettleQuota", settle_quota, SETTLED, id="settle_quota"),
+]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Attribute: TypeAlias = "Mapping[str, Any]"
 Item: TypeAlias = "Mapping[str, Attribute]"
 
-_TOKEN = re.compile(r"\s*(<>|<=|>=|[<>=(),+]|[:#]?\w+)")
+_TOKEN = re.compile(r"\s*(<>|<=|>=|[<>=(),+-]|[:#]?\w+)")
 _EXPRESSIONS = ("ConditionExpression", "UpdateExpression")
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
@@ -26,6 +26,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "=": operator.eq,
 }
+_SUMS: dict[str, Callable[[Decimal, Decimal], Decimal]] = {"+": operator.add, "-": operator.sub}
 
 
 class Substitutes:
@@ -160,7 +161,10 @@ class _Condition(_Parser):
 
 
 class _Update(_Parser):
-    """Evaluates ``SET`` with sums and ``if_not_exists``, and ``REMOVE``, of the item before."""
+    """Evaluates ``SET`` with sums, differences and ``if_not_exists``, and ``REMOVE``.
+
+    All operands are those of the item before.
+    """
 
     def result(self) -> tuple[Item, frozenset[str]]:
         assigned: dict[str, Attribute] = {}
@@ -182,8 +186,10 @@ class _Update(_Parser):
         assert name not in assigned, f"two paths overlap: {name}"
         self._expect("=")
         value = self._operand()
-        if self._accept("+"):
-            value = {"N": str(Decimal(value["N"]) + Decimal(self._operand()["N"]))}
+        for sign, apply in _SUMS.items():
+            if self._accept(sign):
+                value = {"N": str(apply(Decimal(value["N"]), Decimal(self._operand()["N"])))}
+                break
         assigned[name] = value
 
     def _remove(self, assigned: Mapping[str, Attribute], removed: set[str]) -> None:

@@ -22,6 +22,10 @@ def _none(_asked: bytes, _answered: bytes) -> bool:
     return False
 
 
+def _nothing(_asked: bytes) -> bytes:
+    return b""
+
+
 class Gate:
     """Forwards connections on 127.0.0.1 to a server: its port there, or its Unix socket.
 
@@ -33,13 +37,21 @@ class Gate:
     client of a connection sent last and what the server now answers, piece by piece as
     they arrive, one call at a time. Where it says so the answer is lost and the connection
     is cut: the server did what it was asked, and nobody hears of it.
+
+    ``answers`` is told each piece that a client sends, one call at a time, and may answer
+    in the server's place, which then never hears of it.
     """
 
     def __init__(
-        self, server: int | Path, *, loses: Callable[[bytes, bytes], bool] = _none
+        self,
+        server: int | Path,
+        *,
+        loses: Callable[[bytes, bytes], bool] = _none,
+        answers: Callable[[bytes], bytes] = _nothing,
     ) -> None:
         self._server = server
         self._loses = loses
+        self._answers = answers
         self._lost_answer: bytes | None = None
         self._open = threading.Event()
         self._open.set()
@@ -116,7 +128,13 @@ class Gate:
         with connection, suppress(OSError):
             while data := connection.client.recv(_CHUNK):
                 connection.asked = data
-                if self._passes(connection, data):
+                if not self._passes(connection, data):
+                    continue
+                with self._lock:
+                    answer = self._answers(data)
+                if answer:
+                    connection.client.sendall(answer)
+                else:
                     connection.server.sendall(data)
 
     def _answer(self, connection: _Connection) -> None:

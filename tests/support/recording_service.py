@@ -45,7 +45,8 @@ class Asked:
 class RecordingService(data_access_pb2_grpc.DataAccessServicer):
     """Keeps entities by their ids and the order of their saves; a Save with a key once.
 
-    ``snapshots`` are those that there are, of whatever entity, newest first.
+    ``snapshots`` are those that there are, of whatever entity, newest first. ``decision`` is
+    what quotas answer, and ``settled`` how reservations are settled.
     ``failing`` gives the status that a request fails with, or None; it may also wait.
     ``lost`` does the same after the request was carried out.
     """
@@ -59,6 +60,8 @@ class RecordingService(data_access_pb2_grpc.DataAccessServicer):
         self.keys: dict[str, data_access_pb2.SaveResponse] = {}
         self.snapshots: list[Any] = []
         self.projection = entity_pb2.PROJECTION_DONE
+        self.decision = data_access_pb2.QuotaResponse()
+        self.settled = data_access_pb2.SettleQuotaResponse()
 
     def Get(self, request: Any, context: Any) -> data_access_pb2.GetResponse:  # noqa: N802
         self._receive("Get", request, context)
@@ -139,6 +142,14 @@ class RecordingService(data_access_pb2_grpc.DataAccessServicer):
             snapshots=self.snapshots[start:end],
             next_page_token=str(end) if end < len(self.snapshots) else "",
         )
+
+    def Quota(self, request: Any, context: Any) -> data_access_pb2.QuotaResponse:  # noqa: N802
+        self._receive("Quota", request, context)
+        return self.decision
+
+    def SettleQuota(self, request: Any, context: Any) -> data_access_pb2.SettleQuotaResponse:  # noqa: N802
+        self._receive("SettleQuota", request, context)
+        return self.settled
 
     def _receive(self, method: str, request: Any, context: grpc.ServicerContext) -> None:
         metadata = dict(context.invocation_metadata())

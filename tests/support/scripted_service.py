@@ -75,6 +75,12 @@ class ScriptedService(data_access_pb2_grpc.DataAccessServicer):
     def ListSnapshots(self, request: Any, context: Any) -> Any:  # noqa: N802
         return self._answer("ListSnapshots", request, context)
 
+    def Quota(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._answer("Quota", request, context)
+
+    def SettleQuota(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._answer("SettleQuota", request, context)
+
     def _answer(self, method: str, request: Any, context: grpc.ServicerContext) -> Message:
         metadata = dict(context.invocation_metadata())
         self.asked.append(Asked(method, request, metadata, context.time_remaining()))

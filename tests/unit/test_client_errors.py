@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 READ = Call("get('proposal', 'p1')", "sent-1", Repeat.READS)
 WRITE = Call("save('proposal', 'p1')", "sent-1", Repeat.NEVER)
 KEYED = replace(WRITE, repeat=Repeat.KEYED, idempotency_key="key-1")
+CONSUMPTION = Call("quota('api_calls', 'ann', 1)", "sent-1", Repeat.COSTLY)
+SETTLEMENT = Call("settle_quota('r1', cost=7)", "sent-1", Repeat.ONCE)
 SNAPSHOT = Call("snapshot('proposal', 'p1')", "sent-1", Repeat.HARMLESS)
 
 NUMBERS = {
@@ -34,6 +36,8 @@ NUMBERS = {
     "size": "7",
     "limit": "6",
     "sequence": "4",
+    "committed": "7",
+    "refunded": "3",
 }
 DETAILS = "grpc-status-details-bin"
 REASONS = [
@@ -176,6 +180,12 @@ DOMAIN_ERRORS: list[tuple[Exception, type[duostore.Error], dict[str, object]]] =
         duostore.DuplicateInProgressError,
         {"maybe_applied": False},
     ),
+    (domain.ReservationNotFoundError(), duostore.ReservationNotFoundError, {}),
+    (
+        domain.ReservationSettledError(7, 3),
+        duostore.ReservationSettledError,
+        {"committed": 7, "refunded": 3, "maybe_applied": False},
+    ),
     (
         domain.VersionMismatchError(2, 5).at(3),
         duostore.VersionMismatchError,
@@ -254,6 +264,8 @@ def test_only_a_refused_request_is_a_value_error() -> None:
         (WRITE, "read the entity with strong=True before you repeat it"),
         (KEYED, "repeat it with the idempotency_key of this error, and it is applied once"),
         (SNAPSHOT, "repeat it: to be stored twice does no harm"),
+        (SETTLEMENT, "repeat it, and it is applied once"),
+        (CONSUMPTION, "nothing was admitted: repeated, its units may be debited twice"),
     ],
 )
 def test_what_to_do_about_a_write_that_may_have_been_applied(call: Call, advice: str) -> None:
@@ -290,6 +302,8 @@ def test_only_what_decides_takes_the_doubt_of_an_earlier_try_away(reason: str) -
         "ENTITY_EXISTS",
         "VERSION_MISMATCH",
         "IDEMPOTENCY_KEY_REUSED",
+        "RESERVATION_NOT_FOUND",
+        "RESERVATION_SETTLED",
     }
     assert error.maybe_applied is not decides
     unknown = {"INTERNAL", "DEADLINE_EXCEEDED"}  # which say so by themselves

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,8 @@ def test_values_survive_pickling() -> None:
         duostore.Transacted((duostore.Applied(key, 3, NOW),), projected=True),
         duostore.Appended(7, NOW),
         duostore.Snapshot("acme", "proposal", "p1", 7, {"a": [1]}, NOW),
+        duostore.QuotaDecision(False, 9, 0, NOW, timedelta(seconds=1)),  # noqa: FBT003 - as named
+        duostore.Settled(7, 3, covered=True),
     ):
         assert pickle.loads(pickle.dumps(value)) == value
     assert pickle.loads(pickle.dumps(ENTITY)).served_from is duostore.Store.AURORA

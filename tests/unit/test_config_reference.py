@@ -68,6 +68,12 @@ def test_the_json_schema_accepts_what_is_loaded_and_refuses_what_is_not(tmp_path
         "[kinds.note]\nhome = 'x'",
         "[kinds.note]\nttl = '1 day'",
         "[kinds.note.snapshots]\nkept = '7d'",
+        "[quotas.calls]\nlimit = 5",
+        "[quotas.calls]\nwindow = '1m'",
+        "[quotas.calls]\nlimit = 0\nwindow = '1m'",
+        "[quotas.calls]\nlimit = 5\nwindow = '1m'\noverrides = [5]",
+        "[quotas.calls]\nlimit = 5\nwindow = '1m'\noverrides = { alice = 0 }",
+        "[quotas.calls]\nlimit = 5\nwindow = '1m'\noverrides = { '' = 1 }",
         "[kinds]",
     ):
         file.write_text(text if "kinds" in text else f"{text}\n[kinds.note]\n")
@@ -88,6 +94,7 @@ def test_a_description_is_toml_that_loads_as_the_same_settings(tmp_path: Path) -
     file = tmp_path / "duostore.toml"
     file.write_text(describe(loaded), encoding="utf-8")
 
+    assert loaded.quotas["api_calls"].overrides
     assert load(file, {}) == loaded
     assert "# dsn is not set\n" in describe(loaded)
 
@@ -109,6 +116,25 @@ def test_a_description_tells_what_a_kind_does_not_have(tmp_path: Path) -> None:
     assert "\n# [kinds.a.snapshots] is not set\n" in described
     assert '\n[kinds.b.snapshots]\nconsolidate_every = "30s"\nkeep = "0s"\n' in described
     assert described.count("# ttl is not set\n") == 2
+
+
+def test_a_description_writes_a_table_of_limits_in_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "duostore.toml"
+    file.write_text(
+        "[kinds.a]\n"
+        '[quotas."b.c"]\nlimit = 5\nwindow = "1m"\n'
+        'overrides = { "a \\"b\\"#c = d" = 7, "\u00e9" = 8 }\n'
+        '[quotas.d]\nlimit = 5\nwindow = "1m"\n'
+    )
+    described = describe(load(file, {}))
+
+    assert '\n[quotas."b.c"]\nlimit = 5\nwindow = "60s"\n' in described
+    assert '\noverrides = { "a \\"b\\"#c = d" = 7, "\u00e9" = 8 }\n' in described
+    assert "\noverrides = {}\n" in described
+    assert described.count("# lease is not set\n") == 2
+    again = tmp_path / "again.toml"
+    again.write_text(described, encoding="utf-8")
+    assert load(again, {}) == load(file, {})
 
 
 def test_a_table_within_a_kind_says_what_it_is_for() -> None:

@@ -29,6 +29,8 @@ EXAMPLES: list[errors.DuostoreError] = [
     errors.SnapshotNotFoundError(12),
     errors.IdempotencyKeyReusedError(),
     errors.DuplicateInProgressError(),
+    errors.ReservationNotFoundError(),
+    errors.ReservationSettledError(7, 3),
 ]
 
 
@@ -133,6 +135,16 @@ def test_preconditions_are_described() -> None:
     failure = detail(status, error_details_pb2.PreconditionFailure)
     [violation] = failure.violations
     assert (violation.type, violation.subject) == ("VERSION_MISMATCH", "key")
+
+
+def test_a_reservation_that_was_settled_otherwise_is_described() -> None:
+    code, status = sent(errors.ReservationSettledError(7, 3))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    info = detail(status, error_details_pb2.ErrorInfo)
+    assert dict(info.metadata) == {"committed": "7", "refunded": "3"}
+    [violation] = detail(status, error_details_pb2.PreconditionFailure).violations
+    assert (violation.type, violation.subject) == ("RESERVATION_SETTLED", "reservation")
+    assert violation.description == status.message
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
         MinVersionNotReachedError,
         NotFoundError,
         OverloadedError,
+        QuotaDeniedError,
         RefusalError,
+        ReservationNotFoundError,
+        ReservationSettledError,
         ResourceExhaustedError,
         SnapshotNotFoundError,
         StoreUnavailableError,
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
         VersionMismatchError,
         WriteOutcomeUnknownError,
     )
+    from duostore.quotas import Reservation
     from duostore.values import (
         Appended,
         Applied,
@@ -45,8 +49,10 @@ if TYPE_CHECKING:
         Key,
         Mutation,
         Publish,
+        QuotaDecision,
         Save,
         Saved,
+        Settled,
         Snapshot,
         Store,
         Transacted,
@@ -78,10 +84,16 @@ __all__ = [
     "NotFoundError",
     "OverloadedError",
     "Publish",
+    "QuotaDecision",
+    "QuotaDeniedError",
     "RefusalError",
+    "Reservation",
+    "ReservationNotFoundError",
+    "ReservationSettledError",
     "ResourceExhaustedError",
     "Save",
     "Saved",
+    "Settled",
     "Snapshot",
     "SnapshotNotFoundError",
     "Store",
@@ -98,7 +110,7 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         if name in __all__:
-            for home in ("values", "errors", "client"):
+            for home in ("values", "errors", "quotas", "client"):
                 module = import_module(f"{__name__}.{home}")
                 if name in vars(module):
                     return vars(module)[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +10,7 @@ from duostore.channel import channel_options
 from duostore.connection import Connection, call_metadata
 from duostore.errors import EntityNotFoundError
 from duostore.paging import found_in_batches, reading, snapshots_by_pages
+from duostore.quotas import QuotaCalls
 from duostore.retries import Retries, random_jitter
 from duostore.status import Call, Repeat, broken_contract
 from duostore.values import Key
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT: Final = 5.0
 
 
-class Client:
-    """Reads and writes entities as plain dicts; safe to use from many threads.
+class Client(QuotaCalls):
+    """Reads and writes entities as plain dicts, and asks quotas; safe to use from many threads.
 
     ``target`` is host:port, or any other gRPC name. Without ``credentials`` the
     connection is in the clear; ``grpc.ssl_channel_credentials()`` gives TLS. ``caller`` is
@@ -44,8 +44,8 @@ class Client:
     Within its timeout a call is tried again while the server or a store is unavailable, or
     its outcome unknown. Writes are safe to repeat by their ``idempotency_key``, by which the
     server applies them once: the client makes one for each write that brings none. An empty
-    one, ``""``, makes it a write that is tried once. ``retries=False`` leaves all retrying to
-    you, and no keys are made.
+    one, ``""``, makes it a write that is tried once. ``quota`` and ``snapshot`` are given
+    none: see there. ``retries=False`` leaves all retrying to you, and no keys are made.
 
     Creating a client opens nothing and reads nothing; the first call connects. So it may
     be created before a process forks, but must first be used after. ``close``, or the end
@@ -65,17 +65,14 @@ class Client:
     ) -> None:
         if not target:
             raise ValueError("target is empty; give host:port")
-        self._timeout = _finite(timeout)
-        if timeout <= 0:
-            raise ValueError(f"timeout is {timeout} s; it must be more than 0")
-        self._makes_keys = retries
-        self._connection = Connection(
+        connection = Connection(
             target,
             credentials=credentials,
             metadata=call_metadata(caller, metadata),
             options=channel_options(options),
             retries=Retries(random_jitter) if retries else None,
         )
+        super().__init__(connection, timeout=timeout, makes_keys=retries)
 
     def __enter__(self) -> Self:
         return self
@@ -341,23 +338,8 @@ class Client:
         )
         return messages.saved_of(response)
 
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else _finite(timeout)
-
-    def _writing(self, text: str, idempotency_key: str | None) -> Call:
-        if idempotency_key is None:
-            idempotency_key = uuid.uuid4().hex if self._makes_keys else ""
-        repeat = Repeat.KEYED if idempotency_key else Repeat.NEVER
-        return Call(text, uuid.uuid4().hex, repeat, idempotency_key)
-
 
 def _said(key: Key) -> str:
     """Return a key as the arguments of a call, control characters escaped."""
     tenant = f", tenant={key.tenant!r}" if key.tenant else ""
     return f"{key.kind!r}, {key.id!r}{tenant}"
-
-
-def _finite(seconds: float) -> float:
-    if not math.isfinite(seconds):
-        raise ValueError(f"timeout is {seconds}; every call needs a finite number of seconds")
-    return seconds

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import grpc
 
 from duostore.channel import open_channel
-from duostore.status import Repeat, error_of
+from duostore.status import error_of
 from duostore.v1.data_access_pb2_grpc import DataAccessStub
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Connection:
                 trailing = [(item.key, item.value) for item in error.trailing_metadata() or ()]
                 failure = error_of(call, error.code(), error.details() or "", trailing)
                 wait = None
-                if self._retries is not None and call.repeat is not Repeat.NEVER:
+                if self._retries is not None and call.repeat.is_safe:
                     left = deadline - time.monotonic()
                     wait = self._retries.wait(failure, call.tries, left)
                 if wait is None or self._closed.wait(wait):

@@ -112,6 +112,10 @@ class SnapshotNotFoundError(NotFoundError):
         return int(self.metadata["sequence"])
 
 
+class ReservationNotFoundError(NotFoundError):
+    """The tenant has no such reservation, or it has expired."""
+
+
 class AlreadyExistsError(Error):
     """Something that the call would create exists."""
 
@@ -190,6 +194,22 @@ class AnswerTooLargeError(FailedPreconditionError):
         return int(self.metadata["limit"])
 
 
+class ReservationSettledError(FailedPreconditionError):
+    """The reservation was settled before, in another way. This call changed nothing."""
+
+    details = ("committed", "refunded")
+
+    @property
+    def committed(self) -> int:
+        """Return the units that count as used."""
+        return int(self.metadata["committed"])
+
+    @property
+    def refunded(self) -> int:
+        """Return the units that were given back."""
+        return int(self.metadata["refunded"])
+
+
 class UnavailableError(Error):
     """The server, or what it needs, cannot be reached. Nothing was changed; try again."""
 
@@ -218,6 +238,13 @@ class ResourceExhaustedError(Error):
 
 class OverloadedError(ResourceExhaustedError):
     """The server, or a store behind it, has more work than it can take. Nothing was changed."""
+
+
+class QuotaDeniedError(ResourceExhaustedError):
+    """A reservation was used though the quota denied it. Nothing was reserved.
+
+    Raised by ``Reservation`` alone: that a quota is used up is else an answer, no error.
+    """
 
 
 class InternalError(Error):

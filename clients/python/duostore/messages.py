@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC
+from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from duostore.documents import from_struct, to_struct
@@ -16,8 +16,10 @@ from duostore.values import (
     Entity,
     Key,
     Publish,
+    QuotaDecision,
     Save,
     Saved,
+    Settled,
     Snapshot,
     Store,
     Transacted,
@@ -25,6 +27,9 @@ from duostore.values import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
+
+    from google.protobuf.timestamp_pb2 import Timestamp
 
     from duostore.values import Mutation
 
@@ -155,6 +160,45 @@ def list_snapshots_request(key: Key, *, page_size: int) -> data_access_pb2.ListS
     return data_access_pb2.ListSnapshotsRequest(key=_message_of(key), page_size=page_size)
 
 
+def quota_request(
+    quota: str,
+    subject: str,
+    cost: int,
+    mode: data_access_pb2.Mode.ValueType,
+    *,
+    tenant: str,
+    idempotency_key: str,
+) -> data_access_pb2.QuotaRequest:
+    """Return the request; raises ``InvalidRequestError`` for a cost below 1."""
+    if cost < 1:
+        # A 0 would be taken for one that is not given, and debit 1.
+        raise invalid_request([FieldViolation("cost", f"is {cost}; it must be at least 1")])
+    return data_access_pb2.QuotaRequest(
+        tenant=tenant,
+        quota=quota,
+        subject=subject,
+        cost=cost,
+        mode=mode,
+        idempotency_key=idempotency_key,
+    )
+
+
+def settle_quota_request(
+    reservation: str, *, cost: int | None, release: bool, tenant: str
+) -> data_access_pb2.SettleQuotaRequest:
+    """Return the request; raises ``InvalidRequestError`` unless it settles it in one way."""
+    request = data_access_pb2.SettleQuotaRequest(tenant=tenant, reservation=reservation)
+    if release and cost is not None:
+        raise _exclusive("release", "cost", "what is released was not used")
+    if release:
+        request.release = True
+    elif cost is not None:
+        request.cost = cost
+    else:
+        raise invalid_request([FieldViolation("cost", "is required, or release=True")])
+    return request
+
+
 def key_of(message: entity_pb2.EntityKey) -> Key:
     """Return the key that a message names."""
     return Key(message.kind, message.id, message.tenant)
@@ -214,6 +258,38 @@ def snapshot_of(message: entity_pb2.EntitySnapshot) -> Snapshot:
         data=from_struct(message.data),
         snapshot_time=message.snapshot_time.ToDatetime(UTC),
     )
+
+
+def decision_of(response: data_access_pb2.QuotaResponse) -> QuotaDecision:
+    """Return the answer to a call that asks a quota; its times are rounded up."""
+    reset_time = _not_before(response.reset_time) if response.HasField("reset_time") else None
+    retry_after = None
+    if response.HasField("retry_after"):
+        retry_after = timedelta(microseconds=-(-response.retry_after.ToNanoseconds() // 1000))
+    return QuotaDecision(
+        allowed=response.allowed,
+        limit=response.limit,
+        remaining=response.remaining,
+        reset_time=reset_time,
+        retry_after=retry_after,
+        replayed=response.replayed,
+        unchecked=response.unchecked,
+    )
+
+
+def expire_time_of(response: data_access_pb2.QuotaResponse) -> datetime | None:
+    """Return until when a reservation can be settled, None if nothing is reserved."""
+    return response.expire_time.ToDatetime(UTC) if response.HasField("expire_time") else None
+
+
+def settled_of(response: data_access_pb2.SettleQuotaResponse) -> Settled:
+    """Return the answer to a settlement."""
+    return Settled(response.committed, response.refunded, response.covered, response.replayed)
+
+
+def _not_before(time: Timestamp) -> datetime:
+    """Return a time in whole microseconds that is not before it."""
+    return time.ToDatetime(UTC) + timedelta(microseconds=1 if time.nanos % 1000 else 0)
 
 
 def _require(

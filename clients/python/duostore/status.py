@@ -36,6 +36,8 @@ BY_REASON: Final[Mapping[str, type[Error]]] = {
     "SNAPSHOT_NOT_FOUND": errors.SnapshotNotFoundError,
     "IDEMPOTENCY_KEY_REUSED": errors.IdempotencyKeyReusedError,
     "DUPLICATE_IN_PROGRESS": errors.DuplicateInProgressError,
+    "RESERVATION_NOT_FOUND": errors.ReservationNotFoundError,
+    "RESERVATION_SETTLED": errors.ReservationSettledError,
 }
 
 # For reasons that this client does not know, and for failures outside the server.
@@ -68,10 +70,18 @@ _REFUSING_CODES: Final = frozenset(
 )
 _REFUSING_REASONS: Final = frozenset({"STORE_UNAVAILABLE", "OVERLOADED"})
 # Found only where the idempotency key would have been found as well: in the store where the
-# kind is at home, which keeps its keys apart from the other's. So no earlier try with it was
-# applied. All else that refuses a try says nothing of those before.
+# kind is at home, which keeps its keys apart from the other's. Of a reservation: where the
+# settlement would have been. So no earlier try with it was applied. All else that refuses a
+# try says nothing of those before.
 _DECIDING_REASONS: Final = frozenset(
-    {"ENTITY_NOT_FOUND", "ENTITY_EXISTS", "VERSION_MISMATCH", "IDEMPOTENCY_KEY_REUSED"}
+    {
+        "ENTITY_NOT_FOUND",
+        "ENTITY_EXISTS",
+        "VERSION_MISMATCH",
+        "IDEMPOTENCY_KEY_REUSED",
+        "RESERVATION_NOT_FOUND",
+        "RESERVATION_SETTLED",
+    }
 )
 
 # What to do next, where the server's own words do not say.
@@ -80,6 +90,7 @@ _ADVICE: Final[Mapping[type[Error], str]] = {
     errors.EntityExistsError: "to replace that version save with if_version instead of if_absent",
     errors.VersionMismatchError: "read it again, decide anew and save with the version read",
     errors.SnapshotNotFoundError: "list_snapshots yields those that there are",
+    errors.ReservationNotFoundError: "check the tenant; what has expired cannot be settled",
     errors.DuplicateInProgressError: "repeat it with the same idempotency_key",
     errors.UnavailableError: "check the target and that the server runs, or try again later",
     errors.DeadlineExceededError: "if it needs longer, pass a longer timeout",
@@ -93,6 +104,13 @@ class Repeat(Enum):
     READS = "it changes nothing"
     KEYED = "its idempotency key lets it be applied once"
     HARMLESS = "applied twice it does no harm"
+    ONCE = "it is applied once, however often it comes"
+    COSTLY = "never, since its units may be debited twice"
+
+    @property
+    def is_safe(self) -> bool:
+        """Tell whether the call may be repeated unasked."""
+        return self not in {Repeat.NEVER, Repeat.COSTLY}
 
 
 # What to do about a write that may have been applied.
@@ -101,6 +119,11 @@ _AGAIN: Final[Mapping[Repeat, str]] = {
     Repeat.NEVER: "read the entity with strong=True before you repeat it",
     Repeat.KEYED: "repeat it with the idempotency_key of this error, and it is applied once",
     Repeat.HARMLESS: "repeat it: to be stored twice does no harm",
+    Repeat.ONCE: "repeat it, and it is applied once",
+    Repeat.COSTLY: (
+        "nothing was admitted: repeated, its units may be debited twice, but not if both calls"
+        " have one idempotency_key"
+    ),
 }
 
 

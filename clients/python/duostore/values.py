@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,3 +191,43 @@ class Snapshot:
     def key(self) -> Key:
         """Return the name of the entity."""
         return Key(self.kind, self.id, self.tenant)
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaDecision:
+    """Whether a quota allows what was asked for: true in a condition if it does.
+
+    ``limit`` and ``remaining`` are in units; at least so many as ``remaining`` are left.
+    ``reset_time``, aware and in UTC, is when all that is used by now is available again;
+    None if DynamoDB could not be asked. ``retry_after`` is None if it is allowed, or never
+    can be, since the cost is above the limit; otherwise the time after which it can be,
+    unless others are faster. ``replayed`` says that an earlier call with the same
+    idempotency key was allowed, and nothing more was debited; ``unchecked`` that nothing
+    was, since DynamoDB could not be reached and the quota is configured to allow then.
+    """
+
+    allowed: bool
+    limit: int
+    remaining: int
+    reset_time: datetime | None
+    retry_after: timedelta | None = None
+    replayed: bool = False
+    unchecked: bool = False
+
+    def __bool__(self) -> bool:
+        return self.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """How a reservation was settled.
+
+    ``committed`` units count as used and ``refunded`` ones were given back. ``covered`` is
+    False if more was used than was reserved, and the quota had no room for the rest, which
+    was not debited. ``replayed`` says that an earlier call settled it so.
+    """
+
+    committed: int
+    refunded: int
+    covered: bool
+    replayed: bool = False

@@ -34,11 +34,11 @@ class Checks:
 
     def key(self, key: EntityKey, *others: FieldViolation) -> None:
         """Accept a key whose parts are well-formed and whose kind is configured."""
-        _refuse((*self._key(key, "key"), *others))
+        refuse((*self._key(key, "key"), *others))
 
     def batch(self, keys: Sequence[EntityKey]) -> None:
         """Accept 1 to 500 acceptable keys, none of them twice."""
-        _refuse(self._batch(keys))
+        refuse(self._batch(keys))
 
     def write(self, request: Save | Delete, idempotency_key: str) -> Save | Delete:
         """Accept a Save or a Delete; return it with its document normalized."""
@@ -47,7 +47,7 @@ class Checks:
 
     def draft(self, key: EntityKey, *others: FieldViolation) -> None:
         """Accept a key as ``key`` does, of a kind that keeps snapshots."""
-        _refuse((*self._key(key, "key"), *self._kept(key, "key.kind"), *others))
+        refuse((*self._key(key, "key"), *self._kept(key, "key.kind"), *others))
 
     def snapshot(self, key: EntityKey, data: JsonObject | None, idempotency_key: str) -> JsonObject:
         """Accept a document, of a kind that keeps snapshots; return it normalized."""
@@ -74,7 +74,7 @@ class Checks:
             if (earlier := first.setdefault(request.key, index)) != index:
                 text = f"is the same key as that of mutations[{earlier}]"
                 wrong.append(FieldViolation(f"{at}key", text))
-        _refuse(wrong)
+        refuse(wrong)
         return accepted
 
     def document(
@@ -99,16 +99,16 @@ class Checks:
         policy = self._policies.find(key)
         if policy is not None and (too_large := _size_violation(document, policy, field)):
             raise InvalidRequestError([*wrong, too_large])
-        _refuse(chain(wrong, document_violations(document, field)))
+        refuse(chain(wrong, document_violations(document, field)))
         found = self._policies.of(key).schema_violations(document)
-        _refuse(replace(violation, field=at + violation.field) for violation in found)
+        refuse(replace(violation, field=at + violation.field) for violation in found)
         return document
 
     def _request(self, request: Request, at: str, *others: FieldViolation) -> Request:
         if not isinstance(request, Check):
             return self._write(request, at, *others)
         wrong = _version_violations(request.version, at, "a check requires a version, of 1 or more")
-        _refuse((*self._key(request.key, f"{at}key"), *wrong, *others))
+        refuse((*self._key(request.key, f"{at}key"), *wrong, *others))
         return request
 
     def _write(self, request: Save | Delete, at: str, *others: FieldViolation) -> Save | Delete:
@@ -119,11 +119,11 @@ class Checks:
         version = expected.version if isinstance(expected, IfVersion) else 1
         wrong = [*_version_violations(version, at, hint), *others]
         if not isinstance(request, Save):
-            _refuse((*self._key(request.key, f"{at}key"), *wrong))
+            refuse((*self._key(request.key, f"{at}key"), *wrong))
             return request
         if isinstance(request.content, FromSnapshot):
             wrong += self._from_snapshot(request.key, request.content, at)
-            _refuse((*self._key(request.key, f"{at}key"), *wrong))
+            refuse((*self._key(request.key, f"{at}key"), *wrong))
             return request
         document = self.document(
             request.key,
@@ -204,7 +204,8 @@ def _size_violation(document: JsonObject, policy: KindPolicy, field: str) -> Fie
     )
 
 
-def _refuse(violations: Iterable[FieldViolation]) -> None:
+def refuse(violations: Iterable[FieldViolation]) -> None:
+    """Raise ``InvalidRequestError`` if there are any violations, telling up to 100 of them."""
     listed: list[FieldViolation] = []
     for violation in violations:
         if len(listed) == MAX_VIOLATIONS:

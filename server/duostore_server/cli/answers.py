@@ -70,6 +70,33 @@ def snapshot_shown(snapshot: entity_pb2.EntitySnapshot) -> dict[str, Any]:
     }
 
 
+def quota_shown(response: data_access_pb2.QuotaResponse) -> dict[str, Any]:
+    """Return what a quota answered; what is not set is left out."""
+    answer: dict[str, Any] = {
+        "allowed": response.allowed,
+        "limit": response.limit,
+        "remaining": response.remaining,
+    }
+    if response.HasField("reset_time"):
+        answer["reset_time"] = response.reset_time.ToJsonString()
+    if response.HasField("retry_after"):
+        answer["retry_after"] = response.retry_after.ToJsonString()
+    if response.reservation:
+        answer["reservation"] = response.reservation
+        answer["expire_time"] = response.expire_time.ToJsonString()
+    return {**answer, "replayed": response.replayed, "unchecked": response.unchecked}
+
+
+def settled_shown(response: data_access_pb2.SettleQuotaResponse) -> dict[str, Any]:
+    """Return how a reservation was settled."""
+    return {
+        "committed": response.committed,
+        "refunded": response.refunded,
+        "covered": response.covered,
+        "replayed": response.replayed,
+    }
+
+
 def key_shown(key: entity_pb2.EntityKey) -> dict[str, str]:
     """Return a key, all parts of it."""
     return {"tenant": key.tenant, "kind": key.kind, "id": key.id}

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from duostore_server.cli import client_drafts
+from duostore_server.cli import client_drafts, client_quotas
 from duostore_server.cli.client_options import (
     Data,
     File,
@@ -44,7 +44,8 @@ def register(app: typer.Typer) -> None:
         client_drafts.snapshots,
         client_drafts.publish,
     )
-    for command in (get, save, delete, transact, *drafts, load, health):
+    quotas = (client_quotas.quota, client_quotas.settle)
+    for command in (get, save, delete, transact, *drafts, *quotas, load, health):
         app.command(help=reflowed(command.__doc__ or ""), rich_help_panel=_PANEL)(command)
 
 
@@ -64,7 +65,8 @@ def get(
     """Print an entity as JSON: key, version, data, times and the store that served it.
 
     Exit codes, here and for the other calls: 0 done; 1 not found, a precondition that does
-    not hold, or a fault; 2 bad input; 3 the service is unavailable or too slow.
+    not hold, or a fault; 2 bad input; 3 the service is unavailable or too slow; of a quota, 4
+    there is no room.
     """
     from duostore_server.cli import remote
 

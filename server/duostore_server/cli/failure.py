@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FAILED: Final = 1
 UNUSABLE: Final = 2
 UNAVAILABLE: Final = 3
+# An answer of a quota: it has no room.
+DENIED: Final = 4
 INTERRUPTED: Final = 130
 
 _DOMAIN: Final = "duostore"

@@ -9,19 +9,24 @@ from __future__ import annotations
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from duostore_server.cli import client
+from duostore_server.cli.config_file import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    fail,
+    log_as,
+    settings_of,
+)
+from duostore_server.cli.limit import limit_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from duostore_server.config import Settings
-
-# Exit code of a command whose input or configuration cannot be used.
-UNUSABLE: Final = 2
 
 app = typer.Typer(
     name="duostore",
@@ -31,21 +36,12 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
 app.add_typer(config_app, name="config")
+app.add_typer(limit_app, name="limit")
 client.register(app)
 
-ConfigFile = Annotated[
-    Path,
-    typer.Option(
-        "--config",
-        "-c",
-        envvar="DUOSTORE_CONFIG",
-        help="The configuration file; `duostore config reference` explains every key.",
-    ),
-]
 Inherited = Annotated[
     int, typer.Option("--settings", help="The file descriptor that holds the settings.")
 ]
-DEFAULT_CONFIG: Final = Path("duostore.toml")
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - an option's callback
@@ -86,11 +82,11 @@ def serve(
 
     if workers is not None:
         os.environ["DUOSTORE__SERVER__WORKERS"] = str(workers)
-    settings = _settings(config, process="supervisor", serving=True)
+    settings = settings_of(config, process="supervisor", serving=True)
     try:
         code = supervise(settings, background=background)
     except AddressInUseError as error:
-        _fail(str(error))
+        fail(str(error))
     raise typer.Exit(code)
 
 
@@ -111,9 +107,9 @@ def dev(
     from duostore_server.embedded.process import EmbeddedStoreError
 
     try:
-        run(_settings(config, process="dev"), data)
+        run(settings_of(config, process="dev"), data)
     except (AddressInUseError, EmbeddedStoreError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command()
@@ -121,7 +117,7 @@ def migrate(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Bring the schema of Aurora and the tables of DynamoDB up to date. Safe to repeat."""
     from duostore_server.cli.migrate import run
 
-    raise typer.Exit(run(_settings(config, process="migrate", serving=True)))
+    raise typer.Exit(run(settings_of(config, process="migrate", serving=True)))
 
 
 @app.command(hidden=True)
@@ -143,7 +139,7 @@ def background(settings: Inherited) -> None:
 @config_app.command("check")
 def config_check(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Report every problem of the configuration at once; exit with 2 if there is one."""
-    _settings(config, process="config")
+    settings_of(config, process="config")
     typer.echo(f"{config}: no problems")
 
 
@@ -152,7 +148,7 @@ def config_show(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Show the configuration in force: the file, the environment, the defaults; no secrets."""
     from duostore_server.config import describe
 
-    typer.echo(describe(_settings(config, process="config")))
+    typer.echo(describe(settings_of(config, process="config")))
 
 
 @config_app.command("reference")
@@ -173,38 +169,16 @@ def config_schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-def _settings(path: Path, *, process: str, serving: bool = False) -> Settings:
-    from duostore_server.config import ConfigError, load
-
-    try:
-        settings = load(path, os.environ, serving=serving)
-    except ConfigError as error:
-        _fail(f"{path}: {error}")
-    _log_as(process, settings)
-    return settings
-
-
-def _log_as(process: str, settings: Settings) -> None:
-    from duostore_server.telemetry.logs import configure_logs
-
-    configure_logs(level=settings.logging.level, form=settings.logging.format, process=process)
-
-
 def _run_process(run: Callable[[Settings], None], inherited: int, name: str) -> None:
     from duostore_server.cli.handover import taken_over
     from duostore_server.storage.aurora.migrate import MigrationError
 
     settings = taken_over(inherited)
-    _log_as(name, settings)
+    log_as(name, settings)
     try:
         run(settings)
     except MigrationError as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(UNUSABLE)
+        fail(str(error))
 
 
 def main() -> None:

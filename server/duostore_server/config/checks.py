@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from duostore_server.config.entries import dotted
 from duostore_server.config.problems import ConfigError, Problem
 from duostore_server.config.values import duration_text, size_text
 from duostore_server.domain.documents import most_struct_bytes
+from duostore_server.domain.limits import most_units
+from duostore_server.domain.quotas import AlgorithmName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from duostore_server.config.entries import Key
-    from duostore_server.config.settings import Settings
+    from duostore_server.config.settings import Quota, Settings
 
 # Threads that must be left when every connection to Aurora is in use: reads that the
 # cache or DynamoDB can answer, and health checks, go on.
@@ -22,6 +26,8 @@ SPARE_THREADS: Final = 2
 # What stands around a document in a message: the key (640 bytes and their tags), times,
 # versions.
 _AROUND_BYTES: Final = 1024
+# Clocks of machines do not agree better.
+_LEAST_SUB_WINDOW_SECONDS: Final = 0.01
 
 _EVERYWHERE: Final = {"0.0.0.0", "::"}  # noqa: S104 - compared with, never bound to
 
@@ -65,6 +71,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield from _times(settings)
     yield from _messages(settings)
     yield from _homes(settings)
+    for name, quota in settings.quotas.items():
+        yield from _counting(("quotas", name), quota)
     yield from _tls(settings)
     server, metrics = settings.server.address, settings.metrics.address
     if metrics and metrics.port == server.port and _overlap(metrics.host, server.host):
@@ -160,6 +168,51 @@ def _homes(settings: Settings) -> Iterator[Finding]:
                 ((*at, "projection"), home),
                 f'must be "inline" with {dotted(home)} = "dynamodb", which is not projected',
             )
+
+
+def _counting(at: Key, quota: Quota) -> Iterator[Finding]:
+    """Yield what a quota says that its algorithm cannot do."""
+    algorithm, window, limit = (*at, "algorithm"), (*at, "window"), (*at, "limit")
+    if quota.algorithm == "sliding_window":
+        least = quota.parts * _LEAST_SUB_WINDOW_SECONDS
+        if quota.window < least:
+            yield Finding(
+                (window, algorithm, (*at, "sub_windows")),
+                f"must be at least {duration_text(least)} with {quota.parts} sub_windows: none may "
+                f"be shorter than {duration_text(_LEAST_SUB_WINDOW_SECONDS)}",
+            )
+    elif quota.sub_windows is not None:
+        yield Finding(
+            ((*at, "sub_windows"), algorithm), f'needs {dotted(algorithm)} = "sliding_window"'
+        )
+    if quota.lease is not None and quota.lease > quota.limit:
+        yield Finding(
+            ((*at, "lease"), limit), f"must be at most {dotted(limit)}, which is {quota.limit}"
+        )
+    if quota.algorithm == "token_bucket":
+        yield from _bucket(at, quota)
+
+
+def _bucket(at: Key, quota: Quota) -> Iterator[Finding]:
+    """Yield what a quota says that its token bucket cannot do."""
+    algorithm, window = (*at, "algorithm"), (*at, "window")
+    most = most_units(AlgorithmName.TOKEN_BUCKET, timedelta(seconds=quota.window))
+    bound = f"{most}, since a token bucket counts 10^9 units a second at most"
+    if quota.limit > most:
+        yield Finding(((*at, "limit"), window, algorithm), f"must be at most {bound}")
+    above = [name for name, limit in quota.overrides.items() if limit > most]
+    if above:
+        shown = ", ".join(json.dumps(name, ensure_ascii=False) for name in above)
+        yield Finding(
+            ((*at, "overrides"), window, algorithm), f"lists {shown} with more than {bound}"
+        )
+    if quota.expired_reservations == "released" and quota.reservation_ttl < quota.window:
+        yield Finding(
+            ((*at, "reservation_ttl"), window, algorithm, (*at, "expired_reservations")),
+            f"must be at least {dotted(window)}, which is {duration_text(quota.window)}, with "
+            f'{dotted(algorithm)} = "token_bucket" and expired_reservations = "released": by then '
+            "the bucket has refilled what was held, whatever you choose",
+        )
 
 
 def _tls(settings: Settings) -> Iterator[Finding]:

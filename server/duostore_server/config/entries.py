@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-# The names of tables and of the key in them. Names of kinds are free.
+# The names of tables and of the key in them. Names of kinds and quotas are free.
 Key: TypeAlias = tuple[str, ...]
 
 ENV_PREFIX: Final = "DUOSTORE__"
-# Stands for the name of a kind.
+# Stands for the name of a kind or quota.
 NAME: Final = "NAME"
 
 _FORMS: Final = {
@@ -47,7 +47,7 @@ _FORMS: Final = {
 class Entry:
     """One key. ``type`` is the bare Python type of its values; bounds are inclusive.
 
-    ``default`` is None if there is none, or if it depends on other keys.
+    ``default`` is None if there is none, if it depends on other keys, or is nothing at all.
     """
 
     path: Key
@@ -65,7 +65,7 @@ class Entry:
         return self.type is SecretStr
 
     def matches(self, path: Key) -> bool:
-        """Whether the path names this key, whatever the kind is called."""
+        """Whether the path names this key, whatever the kind or quota is called."""
         return len(path) == len(self.path) and all(
             own in (name, NAME) for own, name in zip(self.path, path, strict=True)
         )
@@ -73,7 +73,7 @@ class Entry:
 
 @cache
 def entries() -> tuple[Entry, ...]:
-    """Return all keys in the order of their definition; those of kinds once, under ``NAME``."""
+    """Return all keys in the order of their definition; free names as ``NAME``."""
     return tuple(_walk(Settings, ()))
 
 
@@ -116,7 +116,7 @@ def dotted(path: Key) -> str:
 def env_name(path: Key) -> str:
     """Return the name of the environment variable that overrides the key.
 
-    Characters of a kind's name that shells do not allow become underscores.
+    Characters of a free name that shells do not allow become underscores.
     """
     return ENV_PREFIX + "__".join(re.sub("[^A-Z0-9_]", "_", name.upper()) for name in path)
 
@@ -144,7 +144,7 @@ def _entry(path: Key, field: FieldInfo, bare: Any, metadata: list[Any]) -> Entry
         path=path,
         type=bare,
         form=form,
-        default=None if field.default_factory else field.default,
+        default=None if field.default_factory or field.is_required() else field.default,
         meaning=field.description or "",
         choices=choices,
         low=next((item.ge for item in metadata if isinstance(item, Ge)), None),

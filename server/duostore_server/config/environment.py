@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_origin
 
@@ -10,11 +11,9 @@ from duostore_server.config.entries import ENV_PREFIX, NAME, dotted, entries, en
 from duostore_server.config.problems import Problem, suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable
 
     from duostore_server.config.entries import Entry, Key
-
-_KINDS = f"{ENV_PREFIX}KINDS__"
 
 
 @dataclass(slots=True)
@@ -26,20 +25,22 @@ class Overrides:
     problems: list[Problem] = field(default_factory=list)
 
 
-def overrides(environ: Mapping[str, str], kinds: Collection[str] | None) -> Overrides:
-    """Return what the environment overrides of a file with these kinds.
+def overrides(environ: Mapping[str, str], named: Mapping[str, Collection[str]] | None) -> Overrides:
+    """Return what the environment overrides of a file with these kinds and quotas.
 
-    A variable that looks like one of ours and matches no key is a problem, since a
-    typing error must not be silent. ``None`` says that the kinds are not known: then
-    variables about them are passed over. Space around a value is not part of it.
+    ``named`` has their names, by ``kinds`` and ``quotas``. A variable that looks like one of
+    ours and matches no key is a problem, since a typing error must not be silent. ``None``
+    says that the names are not known: then variables about them are passed over. Space
+    around a value is not part of it.
     """
-    known = _known(kinds or ())
+    known = _known(named or {})
+    of_names = tuple(env_name((table, "")) for table in named_tables())
     # Kubernetes sets DUOSTORE_PORT and the like for a Service of that name, so that one
     # underscore alone makes no variable ours; a key with one underscore too few does.
     near = {_collapsed(name): name for name in known}
     found = Overrides()
     for name, text in sorted(environ.items()):
-        if kinds is None and name.upper().startswith(_KINDS):
+        if named is None and name.upper().startswith(of_names):
             continue
         keys = known.get(name, [])
         if len(keys) == 1:
@@ -56,27 +57,37 @@ def overrides(environ: Mapping[str, str], kinds: Collection[str] | None) -> Over
     return found
 
 
-def kinds_named(environ: Iterable[str]) -> list[str]:
-    """Return the kinds that variables speak of, in lower case: for use without a file."""
-    keys = "|".join(env_name(entry.path[2:])[len(ENV_PREFIX) :] for entry in _of_kinds())
-    names = (re.fullmatch(f"{_KINDS}(.+?)__({keys})", name) for name in environ)
+def named_tables() -> tuple[str, ...]:
+    """Return the tables in which names are free."""
+    return tuple(dict.fromkeys(entry.path[0] for entry in entries() if NAME in entry.path))
+
+
+def names_told(environ: Iterable[str]) -> dict[str, list[str]]:
+    """Return what variables speak of, by table, in lower case: for use without a file."""
+    return {table: _names_told(table, environ) for table in named_tables()}
+
+
+def _names_told(table: str, environ: Iterable[str]) -> list[str]:
+    keys = "|".join(env_name(entry.path[2:])[len(ENV_PREFIX) :] for entry in _within(table))
+    names = (re.fullmatch(f"{env_name((table, ''))}(.+?)__({keys})", name) for name in environ)
     return sorted({name[1].lower() for name in names if name})
 
 
-def _known(kinds: Iterable[str]) -> dict[str, list[tuple[Key, Entry]]]:
+def _known(named: Mapping[str, Collection[str]]) -> dict[str, list[tuple[Key, Entry]]]:
     known: dict[str, list[tuple[Key, Entry]]] = {}
     for entry in entries():
         if NAME not in entry.path:
             known[env_name(entry.path)] = [(entry.path, entry)]
-    for kind in kinds:
-        for entry in _of_kinds():
-            path = ("kinds", kind, *entry.path[2:])
-            known.setdefault(env_name(path), []).append((path, entry))
+    for table, names in named.items():
+        for name in names:
+            for entry in _within(table):
+                path = (table, name, *entry.path[2:])
+                known.setdefault(env_name(path), []).append((path, entry))
     return known
 
 
-def _of_kinds() -> list[Entry]:
-    return [entry for entry in entries() if entry.path[:2] == ("kinds", NAME)]
+def _within(table: str) -> list[Entry]:
+    return [entry for entry in entries() if entry.path[:2] == (table, NAME)]
 
 
 def _collapsed(name: str) -> str:
@@ -91,4 +102,13 @@ def _value(entry: Entry, text: str) -> object:
         return int(text)
     if get_origin(entry.type) is tuple:
         return [part.strip() for part in text.split(",")]
+    if get_origin(entry.type) is Mapping:
+        return _table(text)
     return text
+
+
+def _table(text: str) -> object:
+    parts = [part.strip().rpartition("=") for part in text.split(",") if part.strip()]
+    if not all(parted for _, parted, _ in parts):
+        return text
+    return {name: int(n) if re.fullmatch("[0-9]{1,18}", n) else n for name, _, n in parts}

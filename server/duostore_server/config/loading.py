@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from duostore_server.config.checks import findings, serve_findings
 from duostore_server.config.entries import dotted
-from duostore_server.config.environment import kinds_named, overrides
+from duostore_server.config.environment import named_tables, names_told, overrides
 from duostore_server.config.problems import ConfigError, Problem, message_of
 from duostore_server.config.settings import Settings
 
@@ -28,16 +28,17 @@ def load(path: Path | None, environ: Mapping[str, str], *, serving: bool = False
     Raises ``ConfigError`` with all problems at once, each under its key. ``serving``
     adds what ``serve`` requires: see ``check_for_serve``. Paths in the configuration,
     those in variables too, are seen from the file's folder; without a file from the
-    current one. Without a file the variables name the kinds as well.
+    current one. Without a file the variables name the kinds and quotas as well.
     """
     document, problems = _read(path)
     if document is None:
-        kinds = None
+        named = None
     elif path is None:
-        kinds = kinds_named(environ)
+        named = names_told(environ)
     else:
-        kinds = list(document["kinds"]) if isinstance(document.get("kinds"), dict) else []
-    given = overrides(environ, kinds)
+        tables = {name: document.get(name) for name in named_tables()}
+        named = {name: list(table) for name, table in tables.items() if isinstance(table, dict)}
+    given = overrides(environ, named)
     data = _merged(document or {}, given.values)
     folder = path.parent.absolute() if path else Path.cwd()
     settings, faults = _validated(data, folder)
@@ -87,6 +88,12 @@ def _validated(data: _Table, folder: Path) -> tuple[Settings, list[tuple[Key, st
         faults = list(_faults(error))
     for key, _ in faults:
         _drop(data, key)
+    try:
+        return Settings.model_validate(data, context={"folder": folder}), faults
+    except ValidationError as error:
+        # Nothing stands in for a key that has no default: its table goes.
+        for key, _ in _faults(error):
+            _drop(data, key[:-1])
     return Settings.model_validate(data, context={"folder": folder}), faults
 
 
@@ -95,7 +102,7 @@ def _faults(error: ValidationError) -> Iterator[tuple[Key, str]]:
         # Only says that the default depends on a key which has a fault of its own.
         if details["type"] == "default_factory_not_called":
             continue
-        # pydantic adds "[key]" if it is the name of a kind that is wrong.
+        # pydantic adds "[key]" if it is a name of a kind or quota that is wrong.
         key = tuple(str(part) for part in details["loc"] if part != "[key]")
         yield key, message_of(details, key)
 

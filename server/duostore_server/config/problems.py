@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _EXPECTED: Final = {
     "bool_type": "must be true or false",
     "int_type": "must be a whole number",
+    "missing": "is required",
     "string_type": "must be text in quotes",
 }
 

@@ -28,9 +28,10 @@ One TOML file, and environment variables that override it. `examples/proposals/d
 it at work.
 
 - A variable beats the file, the file beats the default. `DUOSTORE__AURORA__POOL_MAX=16` overrides
-  `pool_max` in `[aurora]`; the items of a list are separated by commas. In the name of a kind,
-  characters that a shell does not allow become underscores: `DUOSTORE__KINDS__BLOG_POST__CACHE_TTL`
-  is for `[kinds.blog-post]`. A variable overrides kinds of the file and adds none.
+  `pool_max` in `[aurora]`; the items of a list are separated by commas, and so are those of a
+  table, each of them `NAME=NUMBER`. In the name of a kind or quota, characters that a shell does
+  not allow become underscores: `DUOSTORE__KINDS__BLOG_POST__CACHE_TTL` is for `[kinds.blog-post]`.
+  A variable overrides kinds and quotas of the file and adds none.
 - Everything is checked before anything starts, and all problems are reported at once, each with its
   key. Unknown keys are problems, and so are variables that begin with `DUOSTORE__` and match none.
 - A duration is a whole number and one of `ms`, `s`, `m`, `h`, `d`: `"250ms"`, `"10m"`. A size is a
@@ -69,7 +70,7 @@ def describe(settings: Settings) -> str:
     """Return the settings in effect as TOML, what is not set as comments, secrets masked."""
     blocks = []
     for table in _tables():
-        names = settings.kinds if NAME in table else ("",)
+        names = _value(settings, table[:1]) if NAME in table else ("",)
         for name in names:
             path = tuple(name if part == NAME else part for part in table)
             section = _value(settings, path)
@@ -107,7 +108,14 @@ def _line(entry: Entry, value: Any) -> str:  # noqa: ANN401 - of the entry's typ
         return f"# {name} is not set"
     if entry.secret:
         return f'{name} = "{_MASK}"'
-    return f"{name} = {json.dumps(entry.form.write(value), ensure_ascii=False)}"
+    return f"{name} = {_toml(entry.form.write(value))}"
+
+
+def _toml(value: str | int | list[str] | dict[str, int]) -> str:
+    if isinstance(value, dict):
+        items = ", ".join(f"{_toml(name)} = {_toml(item)}" for name, item in value.items())
+        return f"{{ {items} }}" if items else "{}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _value(table: BaseModel, path: Key) -> Any:  # noqa: ANN401 - any value

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from duostore_server.config.document_schema import (
     SchemaFile,  # noqa: TC001 - pydantic reads the annotations at run time
 )
+from duostore_server.config.subject_limits import (
+    SubjectLimits,  # noqa: TC001 - as above
+)
 from duostore_server.config.values import (
     Dsn,
     Duration,
@@ -23,6 +26,7 @@ from duostore_server.config.values import (
     Namespace,
     Nodes,
     OptionalHostPort,
+    QuotaName,
     Region,
     Size,
     TablePrefix,
@@ -30,6 +34,7 @@ from duostore_server.config.values import (
     parse_duration,
     parse_size,
 )
+from duostore_server.domain.limits import MAX_LIMIT
 
 
 def _key(
@@ -61,6 +66,7 @@ def _cache_ttl(kind: dict[str, Any]) -> Any:  # noqa: ANN401 - read as if it sto
 
 
 _UNHURRIED_SECONDS: Final = 10.0
+_SUB_WINDOWS: Final = 60
 
 
 class Section(BaseModel):
@@ -339,6 +345,75 @@ class Kind(Section):
     )
 
 
+class Quota(Section):
+    """``[quotas.NAME]``."""
+
+    limit: int = _key(
+        ...,
+        "How many units a subject may use in a window; of a token bucket, at once. Required.",
+        1,
+        MAX_LIMIT,
+    )
+    window: Duration = Field(
+        default=...,
+        description="How long a window is. A token bucket that is empty is full again after as "
+        "long. Required.",
+        ge=parse_duration("1s"),
+        le=parse_duration("31d"),
+    )
+    algorithm: Literal["fixed_window", "sliding_window", "token_bucket"] = _key(
+        "fixed_window",
+        "How units are counted. `fixed_window`: in windows that begin at multiples of their "
+        "length since 1970, so that up to twice the limit can be used around the turn of one. "
+        "`sliding_window`: no window, wherever it begins, has more than the limit. "
+        "`token_bucket`: the limit at once, and as many again in each window, evenly.",
+    )
+    sub_windows: Annotated[int, Ge(2), Le(1000)] | None = _key(
+        None,
+        "The parts in which a sliding window moves; with more of them units are available again "
+        'sooner, and the counter is larger. Needs algorithm = "sliding_window"; if not set, '
+        f"`{_SUB_WINDOWS}`.",
+    )
+    lease: Annotated[int, Ge(0), Le(MAX_LIMIT)] | None = _key(
+        None,
+        "The most units that a process debits ahead, to admit from them by itself: those that "
+        "are in its hands when it dies stay used. `0`: a write to DynamoDB for each call that is "
+        "allowed. If not set, a twentieth of the subject's limit.",
+    )
+    lease_time: Duration = _duration(
+        "1s",
+        "How long a process may keep such a slice, within a window and for a twentieth of it at "
+        "most. What is left is given back.",
+        "50ms",
+        "10s",
+    )
+    reservation_ttl: Duration = _duration(
+        "1m", "How long after MODE_RESERVE a reservation can be settled.", "1s", "30d"
+    )
+    expired_reservations: Literal["used", "released"] = _key(
+        "used",
+        "What becomes of the units of a reservation that was not settled in time: they were "
+        "used, or they are available again.",
+    )
+    on_outage: Literal["deny", "allow"] = _key(
+        "deny",
+        "What to answer while DynamoDB cannot be reached: UNAVAILABLE (`deny`), or that all is "
+        "allowed and nothing was checked (`allow`).",
+    )
+    overrides: SubjectLimits = Field(
+        default_factory=dict,
+        description="Other limits for single subjects, by `subject`, in every tenant, or by "
+        '`tenant#subject`, which goes first: `{ alice = 500, "acme#bob" = 2000 }`. A name with a '
+        "`#` begins with the tenant, be it empty. What `duostore limit set` says goes before "
+        "all of them.",
+    )
+
+    @property
+    def parts(self) -> int:
+        """Return the sub-windows of the sliding window."""
+        return self.sub_windows or _SUB_WINDOWS
+
+
 class Settings(Section):
     """The configuration of a deployment."""
 
@@ -367,6 +442,11 @@ class Settings(Section):
         description="The kinds of entity, one table each; at least one. A name has 1 to 64 bytes "
         "of UTF-8, no `#` and no control characters.",
         json_schema_extra={"minProperties": 1},
+    )
+    quotas: dict[QuotaName, Quota] = Field(
+        default_factory=dict,
+        description="The quotas, one table each. A name has 1 to 64 bytes of UTF-8, no `#` and no "
+        "control characters.",
     )
 
     def unhurried(self) -> Settings:

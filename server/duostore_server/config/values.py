@@ -24,6 +24,7 @@ from pydantic import (
 
 from duostore_server.config.addresses import Address
 from duostore_server.domain.keys import EntityKey, key_violations
+from duostore_server.domain.quotas import CounterKey, counter_key_violations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +45,7 @@ class Form:
     """How the values of a type are called, and how one is written in the file."""
 
     label: str
-    write: Callable[[Any], str | int | list[str]]
+    write: Callable[[Any], str | int | list[str] | dict[str, int]]
 
 
 def parse_duration(value: object) -> float:
@@ -169,6 +170,12 @@ def _kind_name(name: str) -> str:
     return name
 
 
+def _quota_name(name: str) -> str:
+    for violation in counter_key_violations(CounterKey(tenant="", quota=name, subject="-")):
+        raise ValueError(f"the name of the quota {violation.description}")
+    return name
+
+
 def _word(pattern: str, expected: str) -> AfterValidator:
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
@@ -248,3 +255,4 @@ Namespace: TypeAlias = Annotated[
     str, _word("[A-Za-z0-9_.-]{1,32}", "must be 1 to 32 of the characters A-Z a-z 0-9 _ . -")
 ]
 KindName: TypeAlias = Annotated[str, AfterValidator(_kind_name)]
+QuotaName: TypeAlias = Annotated[str, AfterValidator(_quota_name)]

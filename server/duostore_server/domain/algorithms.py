@@ -152,8 +152,8 @@ class Windows:
 
     def room(self, counter: Counter | None, now: int) -> int:
         slot = self._slot(counter, now)
-        used = self._before(counter, slot + 1)
-        return max(0, self._limit - used)
+        level = 0 if counter is None else counter.level(slot)
+        return max(0, self._limit - self._before(counter, slot) - level)
 
     def reset_time(self, counter: Counter | None, now: int) -> int:
         slot = self._slot(counter, now)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from duostore_server.access.drafting import SnapshotList
     from duostore_server.domain.entities import Reading
     from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.quotas import QuotaAnswer, Settled
     from duostore_server.domain.snapshots import Appended
     from duostore_server.domain.transactions import Outcome, Request
 
@@ -103,6 +104,35 @@ def list_snapshots_response(page: SnapshotList) -> bytes:
     parts = [part for payload in page.payloads for part in _stored(payload)]
     tail = data_access_pb2.ListSnapshotsResponse(next_page_token=page.next_page_token)
     return b"".join((*parts, tail.SerializeToString()))
+
+
+def quota_response(answer: QuotaAnswer) -> data_access_pb2.QuotaResponse:
+    """Return the answer to a Quota."""
+    response = data_access_pb2.QuotaResponse(
+        allowed=answer.allowed,
+        limit=answer.limit,
+        remaining=answer.remaining,
+        reservation=answer.reservation,
+        replayed=answer.replayed,
+        unchecked=answer.unchecked,
+    )
+    if answer.reset_time is not None:
+        response.reset_time.FromNanoseconds(answer.reset_time)
+    if answer.retry_after is not None:
+        response.retry_after.FromNanoseconds(answer.retry_after)
+    if answer.expire_time is not None:
+        response.expire_time.FromNanoseconds(answer.expire_time)
+    return response
+
+
+def settle_quota_response(settled: Settled) -> data_access_pb2.SettleQuotaResponse:
+    """Return the answer to a SettleQuota."""
+    return data_access_pb2.SettleQuotaResponse(
+        committed=settled.committed,
+        refunded=settled.refunded,
+        covered=settled.covered,
+        replayed=settled.replayed,
+    )
 
 
 def message_of(key: EntityKey) -> entity_pb2.EntityKey:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from duostore.v1 import data_access_pb2
 from duostore_server.access.checks import batch_size_violation, mutations_violation
@@ -10,6 +10,7 @@ from duostore_server.codec import plain
 from duostore_server.domain.documents import most_struct_bytes
 from duostore_server.domain.errors import FieldViolation, InvalidRequestError
 from duostore_server.domain.keys import EntityKey
+from duostore_server.domain.quotas import CounterKey, Mode
 from duostore_server.domain.transactions import (
     Check,
     Delete,
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 _Save: TypeAlias = data_access_pb2.SaveRequest | data_access_pb2.SaveMutation
 _Delete: TypeAlias = data_access_pb2.DeleteRequest | data_access_pb2.DeleteMutation
 _WithData: TypeAlias = _Save | data_access_pb2.SnapshotRequest
+
+_MODES: Final = {
+    data_access_pb2.MODE_UNSPECIFIED: Mode.CONSUME,
+    data_access_pb2.MODE_CONSUME: Mode.CONSUME,
+    data_access_pb2.MODE_PEEK: Mode.PEEK,
+    data_access_pb2.MODE_RESERVE: Mode.RESERVE,
+}
 
 
 def key_of(message: entity_pb2.EntityKey) -> EntityKey:
@@ -81,6 +89,19 @@ def document_of(request: data_access_pb2.SnapshotRequest, policies: Policies) ->
     """Return the document of a snapshot, as ``save_of`` does; None if there is none."""
     _refuse(_size_violations(request, policies, ""))
     return _document(request, policies)
+
+
+def counter_key_of(request: data_access_pb2.QuotaRequest) -> CounterKey:
+    """Return the counter that a Quota is about."""
+    return CounterKey(request.tenant, request.quota, request.subject)
+
+
+def mode_of(request: data_access_pb2.QuotaRequest) -> Mode:
+    """Return what a Quota wants; refused if it is a mode newer than this server."""
+    if (mode := _MODES.get(request.mode)) is None:
+        text = f"is {request.mode}, of which this server does not know"
+        raise InvalidRequestError([FieldViolation("mode", text)])
+    return mode
 
 
 def _request(mutation: data_access_pb2.Mutation, policies: Policies) -> Request:

@@ -9,7 +9,9 @@ from duostore_server.rpc import answers, converters
 if TYPE_CHECKING:
     from duostore.v1 import data_access_pb2 as pb
     from duostore_server.access.drafting import Drafting
+    from duostore_server.access.quotas import Quotas
     from duostore_server.access.reading import Reader
+    from duostore_server.access.settling import Settling
     from duostore_server.access.writing import Writer
     from duostore_server.domain.policies import Policies
     from duostore_server.rpc.chain import Call
@@ -25,12 +27,16 @@ class DataAccess:
         drafting: Drafting,
         policies: Policies,
         *,
+        quotas: Quotas,
+        settling: Settling,
         max_answer_bytes: int,
     ) -> None:
         """``max_answer_bytes`` bounds the answer to a BatchGet."""
         self._reader = reader
         self._writer = writer
         self._drafting = drafting
+        self._quotas = quotas
+        self._settling = settling
         self._policies = policies
         self._max_answer_bytes = max_answer_bytes
 
@@ -99,3 +105,23 @@ class DataAccess:
         key = converters.key_of(request.key)
         page = self._drafting.list(key, request.page_size, request.page_token, call.deadline)
         return answers.list_snapshots_response(page)
+
+    def Quota(self, request: pb.QuotaRequest, call: Call) -> pb.QuotaResponse:
+        answer = self._quotas.ask(
+            converters.counter_key_of(request),
+            request.cost,
+            converters.mode_of(request),
+            call.deadline,
+            idempotency_key=request.idempotency_key,
+        )
+        return answers.quota_response(answer)
+
+    def SettleQuota(self, request: pb.SettleQuotaRequest, call: Call) -> pb.SettleQuotaResponse:
+        settled = self._settling.settle(
+            request.tenant,
+            request.reservation,
+            call.deadline,
+            cost=request.cost if request.HasField("cost") else None,
+            release=request.release if request.HasField("release") else None,
+        )
+        return answers.settle_quota_response(settled)

@@ -18,6 +18,7 @@ from duostore_server.domain.errors import (
     MinVersionNotReachedError,
     Reason,
     RefusalError,
+    ReservationSettledError,
     StoreOverloadedError,
     StoreUnavailableError,
     VersionMismatchError,
@@ -48,6 +49,8 @@ CODES: Final[Mapping[Reason, grpc.StatusCode]] = {
     Reason.IDEMPOTENCY_KEY_REUSED: grpc.StatusCode.INVALID_ARGUMENT,
     # As a mismatch is: the transaction may be tried again, from its beginning.
     Reason.DUPLICATE_IN_PROGRESS: grpc.StatusCode.ABORTED,
+    Reason.RESERVATION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.RESERVATION_SETTLED: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 # A status travels in the trailers, of which clients take 8 KiB by default: what is larger
@@ -110,6 +113,8 @@ def _details(error: Exception) -> Iterator[Message]:
             yield _precondition_failure(error, f"mutations[{index}]")
         case VersionMismatchError() | MinVersionNotReachedError():
             yield _precondition_failure(error, "key")
+        case ReservationSettledError():
+            yield _precondition_failure(error, "reservation")
 
 
 def _precondition_failure(

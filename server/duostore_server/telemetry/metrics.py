@@ -1,6 +1,7 @@
 """Every metric of the service: name, unit, labels and help, in one place.
 
-No key, id or tenant is ever a label; kinds are, since the configuration bounds them.
+No key, id or tenant is ever a label; kinds and quotas are, since the configuration bounds
+them.
 """
 
 from __future__ import annotations
@@ -91,6 +92,21 @@ class Metrics:
             "Heads whose newest content was brought from DynamoDB to Aurora.",
             registry=registry,
         )
+        self.quota_decisions = Counter(
+            "duostore_quota_decisions_total",
+            "Calls of a quota by outcome: allowed, denied; while DynamoDB cannot be asked,"
+            " unchecked (allowed, with nothing debited) or unavailable (refused), as is"
+            " configured.",
+            ("quota", "outcome"),
+            registry=registry,
+        )
+        self.quota_leased_units = Counter(
+            "duostore_quota_leased_units_total",
+            "Units of leases by their fate: granted (debited ahead), and of these admitted,"
+            " returned (given back) or lost (left unused, to under-admit).",
+            ("quota", "fate"),
+            registry=registry,
+        )
         self.background_rounds = Counter(
             "duostore_background_rounds_total",
             "Rounds of background work by outcome: ok, error.",
@@ -125,6 +141,14 @@ class Metrics:
     def consolidated(self, heads: int) -> None:
         """Count heads that were brought to Aurora."""
         self.heads_consolidated.inc(heads)
+
+    def quota_decided(self, quota: str, outcome: str) -> None:
+        """Count how a call of a quota was decided."""
+        self.quota_decisions.labels(quota, outcome).inc()
+
+    def leased(self, quota: str, fate: str, units: int) -> None:
+        """Count units of leases and what became of them."""
+        self.quota_leased_units.labels(quota, fate).inc(units)
 
     def succeeded(self, name: str) -> None:
         """Count a round of background work that was done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
-from duostore_server.storage.aurora.connection import completed, resolved
+from duostore_server.storage.aurora.connection import BoundedConnection, completed, resolved
 from duostore_server.storage.aurora.errors import translated
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def migrate(
     """
     wanted = _up_to(target, _read(folder))
     applied = []
-    with _connected(conninfo) as connection:
+    with connected(conninfo) as connection:
         for migration in wanted:
             with connection.transaction():
                 connection.execute(_UNHURRIED)
@@ -79,7 +80,7 @@ def migrate(
 
 def pending(conninfo: Conninfo, *, folder: Traversable = MIGRATIONS) -> list[str]:
     """Return the names of the migrations that are still to be applied; raises as ``migrate``."""
-    with _connected(conninfo) as connection:
+    with connected(conninfo) as connection:
         return [m.name for m in _missing(_read(folder), _applied(connection))]
 
 
@@ -100,7 +101,7 @@ def forget_drafts(conninfo: Conninfo) -> None:
 
     Its heads count from 1 again, so that what Aurora has of them would pass for newer.
     """
-    with _connected(conninfo) as connection:
+    with connected(conninfo) as connection:
         connection.execute("DELETE FROM duostore.draft")
 
 
@@ -156,10 +157,20 @@ def _apply(connection: psycopg.Connection[TupleRow], migration: Migration) -> No
 
 
 @contextmanager
-def _connected(conninfo: Conninfo) -> Iterator[psycopg.Connection[TupleRow]]:
+def connected(
+    conninfo: Conninfo, *, within: float | None = None
+) -> Iterator[psycopg.Connection[TupleRow]]:
+    """Yield a connection for a command, with autocommit; its errors are told as by ``migrate``.
+
+    Statements may take as long as they like or, all together, ``within`` seconds.
+    """
     whole = completed(resolved(conninfo), connect_timeout=_CONNECT_SECONDS, settings={})
     try:
-        with psycopg.connect(whole, autocommit=True, prepare_threshold=None) as connection:
+        with BoundedConnection.connect(
+            whole, autocommit=True, prepare_threshold=None
+        ) as connection:
+            if within is not None:
+                connection.give_up_at = time.monotonic() + within
             yield connection
     except psycopg.errors.InsufficientPrivilege as error:
         raise MigrationError(

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from duostore_server.storage.dynamodb.counters import open_counters
 from duostore_server.storage.dynamodb.dirty import DynamoDirtyHeads
 from duostore_server.storage.dynamodb.heads import open_heads
 from duostore_server.storage.dynamodb.idempotency import open_records
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from types_boto3_dynamodb import DynamoDBClient
 
     from duostore_server.domain.ports import (
+        Counters,
         DirtyHeads,
         Heads,
         IdempotencyRecords,
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     from duostore_server.storage.dynamodb.items import Unreadable
 
 # Pools of threads of each sort, and threads besides.
-_READ_POOLS: Final = 5
-_WRITE_POOLS: Final = 3
+_READ_POOLS: Final = 6
+_WRITE_POOLS: Final = 4
 _OTHER_THREADS: Final = 12
 
 
@@ -49,6 +51,7 @@ class DynamoDBPorts:
     snapshots: Snapshots
     dirty_heads: DirtyHeads
     records: IdempotencyRecords
+    counters: Counters
     probe: Probe
 
 
@@ -118,6 +121,16 @@ def open_ports(
                     unreadable=unreadable_record,
                     timeout=timeout,
                     reads_in_flight=reads_in_flight,
+                )
+            ),
+            counters=stack.enter_context(
+                open_counters(
+                    client,
+                    prefix=prefix,
+                    unreadable=unreadable_record,
+                    timeout=timeout,
+                    reads_in_flight=reads_in_flight,
+                    writes_in_flight=writes_in_flight,
                 )
             ),
             probe=stack.enter_context(open_probe(client, prefix=prefix, timeout=timeout)),

@@ -57,7 +57,8 @@ _SNAPSHOT: Final = _Table(
     sweep=SWEEP_TIME,
 )
 _IDEMPOTENCY: Final = _Table("idempotency", ("pk",), {"pk": "S"}, sweep=SWEEP_TIME)
-_TABLES: Final = (_PROJECTION, _SNAPSHOT, _IDEMPOTENCY)
+_COUNTER: Final = _Table("counter", ("pk",), {"pk": "S"}, sweep=SWEEP_TIME)
+_TABLES: Final = (_PROJECTION, _SNAPSHOT, _IDEMPOTENCY, _COUNTER)
 
 
 def projection_table(prefix: str) -> str:
@@ -73,6 +74,11 @@ def snapshot_table(prefix: str) -> str:
 def idempotency_table(prefix: str) -> str:
     """Return the name of the table of idempotency records of a deployment."""
     return prefix + _IDEMPOTENCY.name
+
+
+def counter_table(prefix: str) -> str:
+    """Return the name of the table of counters and grants of a deployment."""
+    return prefix + _COUNTER.name
 
 
 def create_tables(

@@ -1,0 +1,97 @@
+"""What a process knows of counters, and what it has leased of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from duostore_server.domain.algorithms import Algorithm, Debit
+    from duostore_server.domain.counters import Counter, Lease
+    from duostore_server.domain.errors import StoreError
+    from duostore_server.domain.quotas import CounterKey, Quota
+
+
+@dataclass(slots=True)
+class Slice:
+    """Units that were debited ahead; so many of them are ``left`` to be admitted.
+
+    They are the last ones of ``debit``, and admitted until ``ends``, a moment of the
+    monotonic clock in seconds. ``lease`` is its entry in the counter.
+    """
+
+    units: int
+    left: int
+    debit: Debit
+    lease: Lease
+    ends: float
+    reset_time: int
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """What a process knows of one counter, and has leased of it.
+
+    ``seen`` is the counter as the store told it last, in whatever order its answers came:
+    anything that it ever told holds of now, but for what may have been given back since,
+    and then as a bound. The rest is guarded by ``changed``: who is ``busy`` asks the store
+    for a slice, or gives one back, while the others wait; ``waiting`` are the units that
+    they want, ``wanted`` those of the next slice. ``round`` counts what the busy ones did,
+    and ``failure`` is what the last of them ended in, if so.
+    """
+
+    key: CounterKey
+    quota: Quota
+    algorithm: Algorithm
+    seen: Counter | None = None
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    slice: Slice | None = None
+    busy: bool = False
+    waiting: int = 0
+    wanted: int = 0
+    filled: float = 0.0
+    round: int = 0
+    failure: StoreError | None = None
+
+    def idle(self) -> bool:
+        """Return whether it can be forgotten with nothing lost."""
+        return self.slice is None and not self.busy and not self.waiting
+
+
+class Accounts:
+    """The accounts of the counters that were asked for last; safe to use from many threads.
+
+    There may be more than ``most`` of them as long as the oldest hold slices.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._accounts: OrderedDict[CounterKey, Account] = OrderedDict()
+
+    def of(self, key: CounterKey) -> Account | None:
+        """Return the account of a counter, if there is one."""
+        with self._lock:
+            account = self._accounts.get(key)
+            if account is not None:
+                self._accounts.move_to_end(key)
+            return account
+
+    def open(self, account: Account) -> Account:
+        """Return the account of its counter: this one, unless another was opened meanwhile."""
+        with self._lock:
+            account = self._accounts.setdefault(account.key, account)
+            if len(self._accounts) > self._most:
+                oldest = next(iter(self._accounts.values()))
+                if oldest.idle():
+                    del self._accounts[oldest.key]
+                else:
+                    self._accounts.move_to_end(oldest.key)
+            return account
+
+    def holding(self) -> list[Account]:
+        """Return those that hold a slice."""
+        with self._lock:
+            return [account for account in self._accounts.values() if account.slice is not None]

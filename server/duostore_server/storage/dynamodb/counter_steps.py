@@ -1,0 +1,175 @@
+"""The update that does a step of a counter: what it requires is its condition, all of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from duostore_server.domain.counters import Begin, Lower, Raise
+from duostore_server.storage.dynamodb.counter_items import (
+    EPOCH,
+    REFUNDED,
+    counter_pk,
+    encode_lease,
+    hold_name,
+    lease_name,
+    level_name,
+)
+from duostore_server.storage.dynamodb.head_items import SWEEP_TIME, number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from types_boto3_dynamodb.type_defs import AttributeValueTypeDef, UpdateTypeDef
+
+    from duostore_server.domain.counters import Step
+    from duostore_server.domain.quotas import CounterKey
+
+# DynamoDB takes expressions of 4 KB. What no longer counts may as well go with a later step.
+_MAX_SWEPT: Final = 100
+
+
+def step_update(table: str, key: CounterKey, step: Step, *, sweep_time: int) -> UpdateTypeDef:
+    """Return the update that does a step, to be made by itself or in a transaction.
+
+    The counter may be swept after ``sweep_time``, in seconds since 1970. A lease that is
+    there already, by its nonce, is in the way of the step that sets it, so that one which
+    is sent again knows itself. No level is ever lowered below 0. Raises ``ValueError`` if
+    parts of the step contradict each other.
+    """
+    made = _Update()
+    made.assign(SWEEP_TIME, made.number(sweep_time))
+    _change(made, step)
+    _leases(made, step)
+    _holds(made, step)
+    for attribute in islice(_no_longer_counted(step), _MAX_SWEPT):
+        made.remove(attribute)
+    return made.request(table, key)
+
+
+def is_done_once(step: Step) -> bool:
+    """Return whether a step that was done is in its own way, should it be sent again."""
+    if step.lease is not None or step.ended is not None or step.release is not None:
+        return True
+    return isinstance(step.change, Lower) and step.change.refunded is not None
+
+
+def _change(made: _Update, step: Step) -> None:
+    match step.change:
+        case Raise(slot, amount, most, above, refunded):
+            level = made.name(level_name(slot))
+            made.require(f"{made.name(EPOCH)} = {made.number(slot)}")
+            made.require(f"{level} <= {made.number(most)}")
+            if above is not None:
+                made.require(f"{level} > {made.number(above)}")
+            if refunded is not None:
+                made.require(f"{made.name(REFUNDED)} = {made.number(refunded)}")
+            made.assign(level_name(slot), f"{level} + {made.number(amount)}")
+        case Begin(slot, level, after, most):
+            is_new = f"attribute_not_exists({made.name('pk')})"
+            if after is None:
+                made.require(is_new)
+            else:
+                is_after = f"{made.name(EPOCH)} = {made.number(after)}"
+                fits = f"{made.name(level_name(after))} <= {made.number(most)}"
+                made.require(f"({is_new} OR ({is_after} AND {fits}))")
+            made.assign(EPOCH, made.number(slot))
+            made.assign(level_name(slot), made.number(level))
+            made.assign(REFUNDED, f"if_not_exists({made.name(REFUNDED)}, {made.number(0)})")
+        case Lower(slot, amount, refunded):
+            level, back = made.name(level_name(slot)), made.name(REFUNDED)
+            made.require(f"{level} >= {made.number(amount)}")
+            if refunded is not None:
+                made.require(f"{back} = {made.number(refunded)}")
+            made.assign(level_name(slot), f"{level} - {made.number(amount)}")
+            made.assign(REFUNDED, f"{back} + {made.number(amount)}")
+        case None:
+            # What is not a counter is not to become half of one.
+            made.require(f"attribute_exists({made.name('pk')})")
+
+
+def _leases(made: _Update, step: Step) -> None:
+    if step.lease is not None:
+        worker, lease = step.lease
+        entry = made.value(encode_lease(lease))
+        made.require(f"{made.name(lease_name(worker))} <> {entry}")
+        made.assign(lease_name(worker), entry)
+    if step.ended is not None:
+        worker, lease = step.ended
+        made.require(f"{made.name(lease_name(worker))} = {made.value(encode_lease(lease))}")
+        if step.lease is None or step.lease[0] != worker:
+            made.remove(lease_name(worker))
+
+
+def _holds(made: _Update, step: Step) -> None:
+    if step.hold is not None:
+        hold, amount = step.hold
+        held = f"if_not_exists({made.name(hold_name(hold))}, {made.number(0)})"
+        made.assign(hold_name(hold), f"{held} + {made.number(amount)}")
+    if step.unhold is not None:
+        hold, amount = step.unhold
+        name, less = made.name(hold_name(hold)), made.number(amount)
+        made.require(f"{name} >= {less}")
+        made.assign(hold_name(hold), f"{name} - {less}")
+    if step.release is not None:
+        hold, amount = step.release
+        made.require(f"{made.name(hold_name(hold))} = {made.number(amount)}")
+        made.remove(hold_name(hold))
+
+
+def _no_longer_counted(step: Step) -> Iterator[str]:
+    yield from (level_name(slot) for slot in step.drop)
+    for each in step.forget:
+        yield lease_name(each) if isinstance(each, str) else hold_name(each)
+
+
+@dataclass(slots=True)
+class _Update:
+    """An update in the making. All names are aliased: some are DynamoDB's own, some any text."""
+
+    _names: dict[str, str] = field(default_factory=dict)
+    _values: dict[str, tuple[str, AttributeValueTypeDef]] = field(default_factory=dict)
+    _required: list[str] = field(default_factory=list)
+    _assigned: dict[str, str] = field(default_factory=dict)
+    _removed: dict[str, str] = field(default_factory=dict)
+
+    def name(self, attribute: str) -> str:
+        return self._names.setdefault(attribute, f"#n{len(self._names)}")
+
+    def value(self, value: AttributeValueTypeDef) -> str:
+        alias, _ = self._values.setdefault(repr(value), (f":v{len(self._values)}", value))
+        return alias
+
+    def number(self, value: int) -> str:
+        return self.value(number(value))
+
+    def require(self, condition: str) -> None:
+        self._required.append(condition)
+
+    def assign(self, attribute: str, operand: str) -> None:
+        self._once(attribute)
+        self._assigned[attribute] = operand
+
+    def remove(self, attribute: str) -> None:
+        self._once(attribute)
+        self._removed[attribute] = self.name(attribute)
+
+    def _once(self, attribute: str) -> None:
+        if attribute in self._assigned or attribute in self._removed:
+            raise ValueError(f"two parts of a step change {attribute!r}")
+
+    def request(self, table: str, key: CounterKey) -> UpdateTypeDef:
+        assigned = (f"{self.name(name)} = {operand}" for name, operand in self._assigned.items())
+        expression = f"SET {', '.join(assigned)}"
+        if self._removed:
+            expression += f" REMOVE {', '.join(self._removed.values())}"
+        return {
+            "TableName": table,
+            "Key": {"pk": {"S": counter_pk(key)}},
+            "UpdateExpression": expression,
+            "ConditionExpression": " AND ".join(self._required),
+            "ExpressionAttributeNames": {alias: name for name, alias in self._names.items()},
+            "ExpressionAttributeValues": dict(self._values.values()),
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
