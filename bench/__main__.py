@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from bench import hits, machine, reads, saves, snapshots
+from bench import hits, machine, quotas, reads, saves, snapshots
 from bench.contest import Outcome
 from bench.deployment import deployed
 from bench.figures import BenchError
 from bench.report import Report
 from bench.store_calls import store_calls
+from bench.unused import unused
 from duostore_server.embedded.process import EmbeddedStoreError
 from tests.support.installed import MissingProgramError
 
@@ -33,9 +34,14 @@ _CONTESTS: Final = {
     "append": snapshots.append,
     "append-head": snapshots.append_head,
     "append-once": snapshots.append_once,
+    "quota": quotas.quota,
+    "quota-denied": quotas.quota_denied,
+    "quota-leased": quotas.quota_leased,
+    "quota-each": quotas.quota_each,
 }
 _STORE_CALLS: Final = "store-calls"
-_NAMES: Final = (*_CONTESTS, _STORE_CALLS)
+_UNUSED: Final = "quota-unused"
+_NAMES: Final = (*_CONTESTS, _STORE_CALLS, _UNUSED)
 # Of what is written into a file.
 _WIDTH: Final = 120
 # The cached entity of get-hit has to last for a round.
@@ -77,6 +83,9 @@ def _measured(names: Sequence[str], rounds: int, seconds: float) -> Report:
         if _STORE_CALLS in names:
             status.update(_STORE_CALLS)
             report.store_calls = store_calls(deployment)
+        if _UNUSED in names:
+            status.update(_UNUSED)
+            report.unused = unused(deployment, rounds)
         status.update("stopping the stores and the service")
     return report
 

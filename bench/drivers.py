@@ -142,7 +142,13 @@ class PythonProcesses:
         processes = min(_PROCESSES, at_a_time)
         shares = [
             self._pool.submit(
-                _call, target, _path(method), request, answer_bytes, at_a_time // processes, seconds
+                _call,
+                target,
+                _path(method),
+                request,
+                answer_bytes,
+                threads=at_a_time // processes,
+                seconds=seconds,
             )
             for _ in range(processes)
         ]
@@ -157,7 +163,13 @@ def _path(method: str) -> str:
 
 
 def _call(
-    target: str, path: str, request: bytes, answer_bytes: int | None, threads: int, seconds: float
+    target: str,
+    path: str,
+    request: bytes,
+    answer_bytes: int | None,
+    *,
+    threads: int,
+    seconds: float,
 ) -> tuple[list[float], float]:
     with grpc.insecure_channel(target) as channel:
         ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)

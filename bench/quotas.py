@@ -46,14 +46,8 @@ _CALLERS: Final = 16
 _LIMIT: Final = 10**9
 _METHOD: Final = "Quota"
 _STORE_CALLS: Final = "duostore_store_calls_total"
-# What is asked of counters; the rest of the process asks DynamoDB for other things.
-COUNTER_CALLS: Final = (
-    "read_counters",
-    "step_counter",
-    "record_grant",
-    "find_grant",
-    "settle_grant",
-)
+# Of counters. Besides, a denial may have to read one.
+_WRITES: Final = ("step_counter", "record_grant", "settle_grant")
 
 
 @contextmanager
@@ -89,11 +83,9 @@ def decided(service: Service, name: str, outcome: str) -> float:
     return service.metric("duostore_quota_decisions_total", quota=name, outcome=outcome)
 
 
-def counter_calls(service: Service) -> float:
-    """Return how often the service has called DynamoDB for counters."""
-    return sum(
-        service.metric(_STORE_CALLS, store=Store.DYNAMODB.value, op=op) for op in COUNTER_CALLS
-    )
+def counter_writes(service: Service) -> float:
+    """Return how many writes of counters the service has asked of DynamoDB."""
+    return sum(service.metric(_STORE_CALLS, store=Store.DYNAMODB.value, op=op) for op in _WRITES)
 
 
 @contextmanager
@@ -113,22 +105,25 @@ def _contest_of_rpc(
         yield Contest(
             name,
             f"one subject, {outcome}; {_CALLERS} calls at a time, by {driver.name}, against as many"
-            " threads of one process; requests to DynamoDB for a call",
+            " threads of one process; requests are writes to DynamoDB for a call",
             Side(
-                "Quota", partial(_of_service, deployment.service, driver, message, quota, outcome)
+                "Quota",
+                partial(
+                    _of_service, deployment.service, driver, message, quota=quota, outcome=outcome
+                ),
             ),
             [_updates(client, deployment.prefix, limit=limit, allowed=outcome == "allowed")],
         )
 
 
 def _of_service(
-    service: Service, driver: Driver, message: bytes, quota: str, outcome: str, seconds: float
+    service: Service, driver: Driver, message: bytes, seconds: float, *, quota: str, outcome: str
 ) -> Figures:
     """Call the service; make sure that all calls had this outcome."""
     (worker,) = service.workers()
     before, asked, spent = (
         decided(service, quota, outcome),
-        counter_calls(service),
+        counter_writes(service),
         cpu_seconds(worker),
     )
     figures = driver.drive(
@@ -142,7 +137,7 @@ def _of_service(
     return replace(
         figures,
         cpu=(cpu_seconds(worker) - spent) / made,
-        sent=(counter_calls(service) - asked) / made,
+        sent=(counter_writes(service) - asked) / made,
     )
 
 
@@ -170,7 +165,7 @@ def _contest_of_use_case(
                 sample.value
                 for family in registry.collect()
                 for sample in family.samples
-                if sample.name == _STORE_CALLS and sample.labels["op"] in COUNTER_CALLS
+                if sample.name == _STORE_CALLS and sample.labels["op"] in _WRITES
             )
 
         def asks(seconds: float) -> Figures:
@@ -180,8 +175,8 @@ def _contest_of_use_case(
 
         yield Contest(
             name,
-            f"one subject, {condition}; {_CALLERS} threads of one process; requests to DynamoDB"
-            " for a call",
+            f"one subject, {condition}; {_CALLERS} threads of one process; requests are"
+            " writes to DynamoDB for a call",
             Side("Quotas.ask", asks),
             [_updates(client, deployment.prefix, limit=_LIMIT, allowed=True)],
         )

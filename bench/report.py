@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from bench.contest import Outcome
     from bench.figures import Spread
+    from bench.unused import Unused
 
 _FIGURES: Final = {
     "per_second": ("calls/s", 1, ",.0f"),
@@ -28,12 +29,17 @@ _STORES: Final = ("cache", "dynamodb", "aurora")
 
 @dataclass(slots=True)
 class Report:
-    """The results of a run. ``store_calls`` are by RPC, then by store, operation and outcome."""
+    """The results of a run.
+
+    ``store_calls`` are by RPC, then by store, operation and outcome; ``unused`` is what leases
+    leave of limits.
+    """
 
     machine: Mapping[str, str]
     warnings: list[str]
     outcomes: list[Outcome] = field(default_factory=list)
     store_calls: Mapping[str, Mapping[tuple[str, str, str], float]] = field(default_factory=dict)
+    unused: list[Unused] = field(default_factory=list)
 
     def show(self, console: Console) -> None:
         """Print the tables, and what the numbers were measured on."""
@@ -46,6 +52,8 @@ class Report:
             console.print(_conditions(self.outcomes))
         if self.store_calls:
             console.print(_calls(self.store_calls))
+        if self.unused:
+            console.print(_unused(self.unused))
 
     def plain(self) -> dict[str, Any]:
         """Return all of it, every round included, as JSON has it; times are seconds."""
@@ -80,6 +88,7 @@ class Report:
                 ]
                 for rpc, made in self.store_calls.items()
             },
+            "quota_unused": [asdict(each) for each in self.unused],
         }
 
 
@@ -119,6 +128,21 @@ def _calls(store_calls: Mapping[str, Mapping[tuple[str, str, str], float]]) -> T
         table.add_column(title)
     for rpc, made in store_calls.items():
         table.add_row(rpc, *(", ".join(_of_store(made, store)) for store in _STORES))
+    return table
+
+
+def _unused(measured: list[Unused]) -> Table:
+    table = Table(title="what leases leave of a limit, a fifth more than which is asked for")
+    table.add_column("algorithm")
+    for title in ("not admitted in a window, %", "calls denied, %", "writes for a unit"):
+        table.add_column(title, no_wrap=True, justify="right")
+    for each in measured:
+        table.add_row(
+            each.algorithm,
+            _spread(each.share, 100, ".1f"),
+            f"{each.denied * 100:.1f}",
+            f"{each.writes:.3f}",
+        )
     return table
 
 

@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from duostore.v1.data_access_pb2 import QuotaResponse
 
 SECONDS: Final = 60.0
-MUTANT_SECONDS: Final = 6.0
+MUTANT_SECONDS: Final = 8.0
 THREADS: Final = 8
 KILLS: Final = 6
-LOST_ANSWERS: Final = 0.04
-THROTTLED: Final = 0.04
+LOST_ANSWERS: Final = 0.03
+THROTTLED: Final = 0.03
 LOST_BY_SERVICE: Final = 0.005
 # The service takes DynamoDB for down after 0.8 s; a busy machine is late.
 OUTAGE_SECONDS: Final = 8.0
@@ -50,26 +50,26 @@ OUTAGE_SECONDS: Final = 8.0
 RECOVERY_SECONDS: Final = 30.0
 
 # Limits that a crowd passes several times over. A bucket gives its subject SLOW a token in
-# 0.4 s, so that time alone would tell of one too many.
+# 0.5 s, so that time alone would tell of one too many.
 SLOW: Final = "slow"
 CROWDED: Final = tuple(
     Quota(
         name=f"{algorithm.value}{'_leased' if leased else ''}",
-        limit=30 if algorithm is AlgorithmName.TOKEN_BUCKET else 20,
-        window=timedelta(seconds=6 if algorithm is AlgorithmName.TOKEN_BUCKET else 2),
+        limit=24 if algorithm is AlgorithmName.TOKEN_BUCKET else 40,
+        window=timedelta(seconds=6 if algorithm is AlgorithmName.TOKEN_BUCKET else 4),
         algorithm=algorithm,
         sub_windows=4,
-        lease=4 if leased else 0,
-        lease_time=timedelta(milliseconds=100),
+        lease=8 if leased else 0,
+        lease_time=timedelta(milliseconds=200),
         # Those of a bucket may be released only once it has filled up.
         reservation_ttl=timedelta(seconds=6 if algorithm is AlgorithmName.TOKEN_BUCKET else 1),
         release_expired=leased,
-        overrides={SLOW: 15},
+        overrides={SLOW: 12},
     )
     for algorithm in AlgorithmName
     for leased in (False, True)
 )
-SUBJECTS: Final = ("first", "second", SLOW)
+SUBJECTS: Final = ("quick", SLOW)
 
 # One that is never used up and never begins anew: what is left of it tells what was debited.
 LEDGER: Final = Quota(
@@ -81,7 +81,10 @@ LEDGER: Final = Quota(
     reservation_ttl=timedelta(minutes=10),
 )
 
-CALM_QUOTAS: Final = """
+# A configuration has at least one.
+A_KIND: Final = "[kinds.any]"
+CALM_QUOTAS: Final = f"""
+{A_KIND}
 [quotas.plain]
 limit = 20
 window = "30d"
@@ -164,7 +167,7 @@ def faulty(
             endpoint_url=f"http://127.0.0.1:{gate.port}",
             prefix=f"t{secrets.token_hex(4)}_",
             node=memcached.address,
-            kinds="\n".join(map(table_of, (*CROWDED, LEDGER))),
+            kinds="\n".join((A_KIND, *map(table_of, (*CROWDED, LEDGER)))),
         ) as service,
         Gate(service.port, loses=loses_answer) as before_service,
     ):
@@ -348,7 +351,7 @@ def test_a_service_that_admits_one_too_many_is_caught_by_the_same_check(
         endpoint_url=dynamodb.endpoint_url,
         prefix=f"t{secrets.token_hex(4)}_",
         node=memcached.address,
-        kinds="\n".join(table_of(quota, too_many=1) for quota in CROWDED),
+        kinds="\n".join((A_KIND, *(table_of(quota, too_many=1) for quota in CROWDED))),
     ) as service:
         crowd_at(service.channel, callers, MUTANT_SECONDS)
     caught = {

@@ -34,6 +34,36 @@ max_bytes = "4MiB"
 [kinds.session]
 home = "dynamodb"
 ttl = "2s"
+# So long that none of their windows ends, and no bucket refills, while a test looks.
+[quotas.fixed]
+limit = 10
+window = "31d"
+lease = 0
+overrides = { vip = 20, "acme#vip" = 5 }
+[quotas.sliding]
+limit = 10
+window = "31d"
+algorithm = "sliding_window"
+lease = 0
+[quotas.bucket]
+limit = 10
+window = "31d"
+algorithm = "token_bucket"
+lease = 0
+[quotas.leased]
+limit = 100
+window = "31d"
+[quotas.brief]
+limit = 10
+window = "31d"
+lease = 0
+reservation_ttl = "1s"
+[quotas.returned]
+limit = 10
+window = "31d"
+lease = 0
+reservation_ttl = "1s"
+expired_reservations = "released"
 [server]
 max_message_bytes = "24MiB"
 max_answer_bytes = "24MiB"

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import pytest
 
 import duostore
 from duostore.v1 import data_access_pb2, entity_pb2
 from tests.support.scripted_service import ScriptedService, client_of, reason, serving, status
 
 if TYPE_CHECKING:
-    import pytest
     from google.protobuf.message import Message
 
 README = Path(__file__).parents[2] / "clients" / "python" / "README.md"
 BLOCKS = re.findall(r"(?ms)^```(\w+)\n(.*?)^```", README.read_text(encoding="utf-8"))
 SHELL = [block for language, block in BLOCKS if language == "sh"]
 PYTHON = [block for language, block in BLOCKS if language == "python"]
-FIRST, READING, WRITING, TRANSACTING, DRAFTING, CONNECTING = PYTHON
+FIRST, READING, WRITING, TRANSACTING, DRAFTING, LIMITING, RESERVING, CONNECTING = PYTHON
 
 
 def found(request: Any, _: grpc.ServicerContext) -> Message:
@@ -106,6 +106,34 @@ def test_drafting_as_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "3 1970-01-01 00:00:00+00:00 {}\n"
     published = service.asked[-1].request
     assert (published.from_snapshot, published.if_version) == (3, 1)
+
+
+def test_limiting_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+    service = ScriptedService()
+    denied = data_access_pb2.QuotaResponse(limit=1000)
+    denied.retry_after.FromMilliseconds(1500)
+    allowed = data_access_pb2.QuotaResponse(allowed=True)
+    service.script("Quota", denied, allowed, allowed, allowed)
+    with client_of(service) as client:
+        exec(LIMITING, {"client": client})
+        exec(LIMITING, {"client": client})
+    assert capsys.readouterr().out == "too many requests; try again in 0:00:01.500000\n"
+    modes = [asked.request.mode for asked in service.asked]
+    assert modes == [data_access_pb2.MODE_CONSUME, data_access_pb2.MODE_PEEK] * 2
+
+
+def test_reserving_as_written() -> None:
+    service = ScriptedService()
+    reserved = data_access_pb2.QuotaResponse(allowed=True, reservation="r1")
+    service.script("Quota", reserved, data_access_pb2.QuotaResponse(limit=1000))
+    service.script("SettleQuota", data_access_pb2.SettleQuotaResponse(committed=3))
+    with client_of(service) as client:
+        exec(RESERVING, {"client": client, "generate": lambda: 3})
+        with pytest.raises(duostore.QuotaDeniedError):
+            exec(RESERVING, {"client": client, "generate": lambda: 3})
+    reserve, settle, _ = (asked.request for asked in service.asked)
+    assert (reserve.cost, reserve.mode) == (4000, data_access_pb2.MODE_RESERVE)
+    assert (settle.reservation, settle.cost) == ("r1", 3)
 
 
 def test_connecting_as_written() -> None:

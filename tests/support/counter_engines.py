@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +51,20 @@ def raised(amount: int = 1, most: int = 100, slot: int = SLOT, **parts: Any) -> 
 
 def grant(id_: str = "g-1", **parts: Any) -> Grant:
     """Return a reservation of 2 units, of an amount of 2, that was not settled."""
-    given: dict[str, Any] = {
-        **{"counter": KEY, "id": id_, "request_hash": b"\0hash", "cost": 2, "slot": SLOT},
-        **{"amount": 2, "end": 0, "refunded": 0, "forget_time": NOW_NS + 24 * HOUR},
-        **{"hold": HOLD, "expire_time": HOLD.until},
-    }
-    return Grant(**{**given, **parts})
+    reserved = Grant(
+        counter=KEY,
+        id=id_,
+        request_hash=b"\0hash",
+        cost=2,
+        slot=SLOT,
+        amount=2,
+        end=0,
+        refunded=0,
+        forget_time=NOW_NS + 24 * HOUR,
+        hold=HOLD,
+        expire_time=HOLD.until,
+    )
+    return replace(reserved, **parts)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from duostore.v1 import data_access_pb2, data_access_pb2_grpc
-from tests.support.admissions import Admission
+from tests.support.admissions import Admission, Refund
 from tests.support.crowd import Persistence, failure_of
 from tests.support.service import CALL_SECONDS
 
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # How often each of these is done, and how reservations end.
-_WAYS = {"consume": 60, "keyed": 15, "reserve": 20, "peek": 5}
+_WAYS = {"consume": 65, "keyed": 15, "reserve": 15, "peek": 5}
 _ONCE = {"keyed": 50, "reserve": 50}
 _ENDS = {"less": 40, "release": 25, "all": 10, "more": 10, "never": 15}
 # Calls that could be repeated are, this often, though they were answered.
 _AGAIN = 0.3
 _MOST_UNITS = 3
+# So often one and the same is asked in a row: quickly enough for slices to grow.
+_ROWS = (1, 2, 10)
 
 
 @dataclass(frozen=True)
@@ -107,23 +109,25 @@ class _One:
                 self._peek()
 
     def _consume(self) -> None:
-        """Ask once; units whose answer did not come are nobody's."""
-        try:
-            answer = self._quota()
-        except grpc.RpcError as error:
-            failure = failure_of(error)
-            assert failure.is_passing, failure
-            self._callers.count(self._subject, failure.reason)
-            return
-        if self._allowed(answer, "consumed"):
-            self._remember()
+        """Ask some times; units whose answer did not come are nobody's."""
+        for _ in range(self._chance.choice(_ROWS)):
+            self._began = time.time_ns()
+            try:
+                answer = self._quota()
+            except grpc.RpcError as error:
+                failure = failure_of(error)
+                assert failure.is_passing, failure
+                self._callers.count(self._subject, failure.reason)
+                return
+            if self._allowed(answer, "consumed"):
+                self._remember(answer)
 
     def _consume_once(self) -> None:
         """Ask until there is an answer, and at times again: units are debited once."""
         answer = self._once(data_access_pb2.MODE_CONSUME)
         if not self._allowed(answer, "consumed once"):
             return
-        self._remember()
+        self._remember(answer)
         if self._chance.random() < _AGAIN:
             again = self._once(data_access_pb2.MODE_CONSUME)
             assert again.allowed
@@ -146,7 +150,8 @@ class _One:
         is_once = self._subject.quota == self._callers.once
         if how == "never":
             # When it expires it may be released; that of the quota for all is not so soon.
-            self._remember(0 if is_once else self._cost)
+            expiry = Refund(answer.expire_time.ToNanoseconds(), 0 if is_once else self._cost)
+            self._remember(answer, expiry)
             return
         began = time.time_ns()
         request = self._settlement(answer.reservation, how)
@@ -154,10 +159,10 @@ class _One:
         if settled is None:
             # It came too late, or one did not whose answer was lost.
             assert not is_once
-            self._remember(self._cost)
+            self._remember(answer, Refund(began, self._cost))
             return
         self._callers.count(self._subject, f"settled: {how}")
-        self._remember(settled.refunded)
+        self._remember(answer, Refund(began, settled.refunded))
         further = settled.committed - self._cost
         if further > 0:
             self._callers.remember(self._subject, Admission(began, time.time_ns(), further))
@@ -241,9 +246,16 @@ class _One:
         self._callers.count(self._subject, how if answer.allowed else "denied")
         return answer.allowed
 
-    def _remember(self, refunded: int = 0) -> None:
-        # With no reset_time: it is as of the answer, and that may come a window later.
-        admission = Admission(self._began, self._ended, self._cost, refunded=refunded)
+    def _remember(self, answer: data_access_pb2.QuotaResponse, *refunds: Refund) -> None:
+        # That of a repetition is as of the repetition, and unset if DynamoDB was gone by then.
+        is_told = answer.HasField("reset_time") and not answer.replayed
+        admission = Admission(
+            self._began,
+            self._ended,
+            self._cost,
+            reset_time=answer.reset_time.ToNanoseconds() if is_told else None,
+            refunds=tuple(refund for refund in refunds if refund.units),
+        )
         self._callers.remember(self._subject, admission)
 
     def _choice(self, weights: dict[str, int]) -> str:

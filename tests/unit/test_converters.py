@@ -15,6 +15,7 @@ from duostore_server.domain.entities import Entity, Reading
 from duostore_server.domain.errors import AnswerTooLargeError, InvalidRequestError, Store
 from duostore_server.domain.keys import EntityKey
 from duostore_server.domain.policies import KindPolicy, Policies, ProjectionMode
+from duostore_server.domain.quotas import CounterKey, Mode, QuotaAnswer, Settled
 from duostore_server.domain.snapshots import Appended
 from duostore_server.domain.transactions import (
     Applied,
@@ -264,3 +265,61 @@ def test_stored_snapshots_are_the_response(size: int) -> None:
         assert {s.data["text"] for s in several.snapshots} == {"x" * size}
         assert several.next_page_token == token
     assert answers.list_snapshots_response(SnapshotList([], "")) == b""
+
+
+@pytest.mark.parametrize(
+    ("sent", "mode"),
+    [
+        (pb.MODE_UNSPECIFIED, Mode.CONSUME),
+        (pb.MODE_CONSUME, Mode.CONSUME),
+        (pb.MODE_PEEK, Mode.PEEK),
+        (pb.MODE_RESERVE, Mode.RESERVE),
+    ],
+)
+def test_a_quota_is_asked_as_it_is_meant(sent: pb.Mode.ValueType, mode: Mode) -> None:
+    request = pb.QuotaRequest(tenant="t", quota="q", subject="s", mode=sent)
+    assert converters.mode_of(request) is mode
+    assert converters.counter_key_of(request) == CounterKey("t", "q", "s")
+
+
+def test_a_mode_that_is_not_known_is_not_taken_for_another() -> None:
+    newer: Any = max(pb.Mode.values()) + 1
+    with pytest.raises(InvalidRequestError, match=f"mode: is {newer}"):
+        converters.mode_of(pb.QuotaRequest(mode=newer))
+
+
+NOON_NS = int(NOON.timestamp()) * 10**9
+
+
+def test_a_quota_is_answered_to_the_nanosecond() -> None:
+    full = QuotaAnswer(
+        allowed=True,
+        limit=9,
+        remaining=4,
+        reset_time=NOON_NS + 1,
+        retry_after=1_000_000_002,
+        reservation="r1",
+        expire_time=NOON_NS + 3,
+        replayed=True,
+        unchecked=True,
+    )
+    response = answers.quota_response(full)
+    assert (response.allowed, response.limit, response.remaining) == (True, 9, 4)
+    assert response.reset_time.ToNanoseconds() == NOON_NS + 1
+    assert response.retry_after.ToNanoseconds() == 1_000_000_002
+    assert response.expire_time.ToNanoseconds() == NOON_NS + 3
+    assert (response.reservation, response.replayed, response.unchecked) == ("r1", True, True)
+
+
+def test_what_a_quota_does_not_know_is_unset_and_a_zero_is_not() -> None:
+    unknown = QuotaAnswer(allowed=False, limit=9, remaining=0, reset_time=None)
+    assert answers.quota_response(unknown) == pb.QuotaResponse(limit=9)
+    at_once = QuotaAnswer(allowed=False, limit=9, remaining=0, reset_time=0, retry_after=0)
+    response = pb.QuotaResponse.FromString(answers.quota_response(at_once).SerializeToString())
+    assert response.HasField("retry_after")
+    assert response.HasField("reset_time")
+
+
+def test_a_settlement_is_answered_in_units() -> None:
+    response = answers.settle_quota_response(Settled(7, 3, covered=True, replayed=True))
+    assert response == pb.SettleQuotaResponse(committed=7, refunded=3, covered=True, replayed=True)

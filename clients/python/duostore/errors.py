@@ -215,7 +215,10 @@ class UnavailableError(Error):
 
 
 class StoreUnavailableError(UnavailableError):
-    """A store that the call needs cannot be reached. Nothing was changed; try again."""
+    """A store that the call needs cannot be reached. Nothing was changed; try again.
+
+    Of a quota: nothing was allowed, but its units may have been debited in vain.
+    """
 
 
 class WriteOutcomeUnknownError(Error):

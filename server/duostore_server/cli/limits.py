@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from duostore_server.bootstrap import dsn_of
 from duostore_server.cli.config_file import fail
 from duostore_server.config.problems import suggestion
 from duostore_server.config.values import duration_text
@@ -108,7 +107,7 @@ def _dsn(settings: Settings) -> str:
             "aurora.dsn: is required: how to reach the writer, whose table duostore.control holds "
             "the limits. Set DUOSTORE__AURORA__DSN"
         )
-    return dsn_of(settings)
+    return settings.aurora.dsn.get_secret_value()
 
 
 @contextmanager

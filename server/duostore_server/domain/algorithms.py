@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _MICROSECOND: Final = timedelta(microseconds=1)
 # No level is as high.
 _ANY_LEVEL: Final = 10**30
+# The slot of a token bucket. Windows are in none so early.
+_BUCKET: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,9 @@ class Algorithm(Protocol):
 class Windows:
     """Counts in slots of a length, each of them together with a number of those before it.
 
+    A slot is named by the moment at which it begins, so that the epoch of a counter still
+    tells when it was, should the quota be configured to another length.
+
     With none before, a fixed window: the limit holds for each slot. With ``past`` of them, a
     sliding window of so many slots: a window of that length, wherever it begins, touches at
     most one slot more, and all of these together stay within the limit.
@@ -126,8 +131,9 @@ class Windows:
             return Raise(slot, units, most) if counter.level(slot) <= most else None
         if most < 0:
             return None
-        counted = epoch >= slot - self._past
-        return Begin(slot, units, epoch, counter.level(epoch) if counted else _ANY_LEVEL)
+        # As far as there is room, the epoch's level may have been raised since.
+        counted = epoch >= self._first(slot)
+        return Begin(slot, units, epoch, counter.level(epoch) + most if counted else _ANY_LEVEL)
 
     def certain(self, change: Change, counter: Counter | None) -> tuple[Change, Debit]:  # noqa: ARG002 - what a slot was given, it can give back
         amount = change.level if isinstance(change, Begin) else change.amount
@@ -139,16 +145,16 @@ class Windows:
     def refund(self, counter: Counter, debit: Debit, units: int, now: int) -> Lower | None:
         if not units or debit.slot not in counter.levels:
             return None
-        counted = debit.slot >= self._slot(counter, now) - self._past
+        counted = debit.slot >= self._first(self._slot(counter, now))
         return Lower(debit.slot, units) if counted else None
 
     def is_over(self, slot: int, now: int) -> bool:
-        return now // self._length > slot
+        return now >= slot + self._length
 
     def dropped(self, counter: Counter, change: Change) -> tuple[int, ...]:
         if not isinstance(change, Begin):
             return ()
-        return tuple(slot for slot in counter.levels if slot < change.slot - self._past)
+        return tuple(slot for slot in counter.levels if slot < self._first(change.slot))
 
     def room(self, counter: Counter | None, now: int) -> int:
         slot = self._slot(counter, now)
@@ -156,31 +162,34 @@ class Windows:
         return max(0, self._limit - self._before(counter, slot) - level)
 
     def reset_time(self, counter: Counter | None, now: int) -> int:
-        slot = self._slot(counter, now)
-        first = slot - self._past
+        first = self._first(self._slot(counter, now))
         levels = {} if counter is None else counter.levels
         last = max((each for each in levels if each >= first and levels[each]), default=first)
-        return (last + self._past + 1) * self._length
+        return last + (self._past + 1) * self._length
 
     def retry_time(self, counter: Counter | None, units: int, now: int) -> int | None:
         if units > self._limit:
             return None
         if self.room(counter, now) >= units:
             return now
-        slot = self._slot(counter, now) + 1
+        slot = self._slot(counter, now) + self._length
         while self._limit - self._before(counter, slot) < units:
-            slot += 1
-        return slot * self._length
+            slot += self._length
+        return slot
 
     def _slot(self, counter: Counter | None, now: int) -> int:
-        slot = now // self._length
+        slot = now - now % self._length
         return slot if counter is None else max(slot, counter.epoch)
+
+    def _first(self, slot: int) -> int:
+        """Return the first of the slots that count together with this one."""
+        return slot - self._past * self._length
 
     def _before(self, counter: Counter | None, slot: int) -> int:
         """Return what was used in the slots before this one that count together with it."""
         if counter is None:
             return 0
-        first = slot - self._past
+        first = self._first(slot)
         return sum(level for each, level in counter.levels.items() if first <= each < slot)
 
 
@@ -193,8 +202,10 @@ class TokenBucket:
     that in any interval at most ``limit`` tokens are admitted, and those that it fills.
     """
 
-    def __init__(self, limit: int, *, window: int) -> None:
+    def __init__(self, limit: int, *, window: int, ahead: int = 0) -> None:
+        """``ahead`` is the longest time that a lease may be admitted from."""
         self._limit = limit
+        self._ahead = ahead
         # Rounded up: a bucket that fills the slower by less than a nanosecond a token.
         self._token = -(-window // limit)
         self._burst = limit * self._token
@@ -209,48 +220,56 @@ class TokenBucket:
         amount = units * self._token
         most = now + self._burst - amount
         floor = now + ahead
-        level = floor if counter is None else max(floor, counter.level(0))
+        epoch = _BUCKET if counter is None else counter.epoch
+        level = max(floor, self._level(counter))
         if level > most:
             return None
-        if level == floor:
-            return Begin(0, floor + amount, 0, floor)
-        return Raise(0, amount, most, floor)
+        if level == floor or epoch != _BUCKET:
+            return Begin(_BUCKET, floor + amount, epoch, floor)
+        return Raise(_BUCKET, amount, most, floor)
 
     def certain(self, change: Change, counter: Counter | None) -> tuple[Change, Debit]:
         if isinstance(change, Begin):
-            return change, Debit(0, change.level - change.most, change.level, self._back(counter))
-        level = 0 if counter is None else counter.level(0)
+            amount = change.level - change.most
+            return change, Debit(_BUCKET, amount, change.level, self._back(counter))
+        level = self._level(counter)
         back = self._back(counter)
         above = level - 1 if change.above is None else max(change.above, level - 1)
         sure = replace(change, above=above, refunded=back)
-        return sure, Debit(0, change.amount, level + change.amount, back)
+        return sure, Debit(_BUCKET, change.amount, level + change.amount, back)
 
     def done(self, change: Change, after: Counter) -> Debit:
         amount = change.level - change.most if isinstance(change, Begin) else change.amount
-        return Debit(0, amount, after.level(0), after.refunded)
+        return Debit(_BUCKET, amount, self._level(after), after.refunded)
 
     def refund(self, counter: Counter, debit: Debit, units: int, now: int) -> Lower | None:
         # What was given back since moved the debit's span to an earlier time, at most by that.
         end = debit.end - (counter.refunded - debit.refunded)
-        amount = min(units * self._token, debit.amount, end - now)
-        return Lower(0, amount, counter.refunded) if amount > 0 else None
+        # The spans of all later debits move as well. What was admitted of them was so by now;
+        # what is leased may be later, and has its span from then on.
+        amount = min(units * self._token, debit.amount, end - now - self._ahead)
+        return Lower(_BUCKET, amount, counter.refunded) if amount > 0 else None
 
     def is_over(self, slot: int, now: int) -> bool:  # noqa: ARG002 - ahead bounds it
         return False
 
     def dropped(self, counter: Counter, change: Change) -> tuple[int, ...]:  # noqa: ARG002 - one slot
-        return ()
+        return tuple(slot for slot in counter.levels if slot != _BUCKET)
 
     def room(self, counter: Counter | None, now: int) -> int:
         return max(0, (now + self._burst - self.reset_time(counter, now)) // self._token)
 
     def reset_time(self, counter: Counter | None, now: int) -> int:
-        return now if counter is None else max(now, counter.level(0))
+        return max(now, self._level(counter))
 
     def retry_time(self, counter: Counter | None, units: int, now: int) -> int | None:
         if units > self._limit:
             return None
         return max(now, self.reset_time(counter, now) + units * self._token - self._burst)
+
+    def _level(self, counter: Counter | None) -> int:
+        """Return the level; 0 also if it was not a bucket before."""
+        return 0 if counter is None or counter.epoch != _BUCKET else counter.level(_BUCKET)
 
     def _back(self, counter: Counter | None) -> int:
         return 0 if counter is None else counter.refunded
@@ -266,7 +285,7 @@ def algorithm_of(quota: Quota, limit: int) -> Algorithm:
             # Rounded up: a window that is longer by less than a nanosecond for each part.
             return Windows(limit, length=-(-window // quota.sub_windows), past=quota.sub_windows)
         case AlgorithmName.TOKEN_BUCKET:
-            return TokenBucket(limit, window=window)
+            return TokenBucket(limit, window=window, ahead=nanoseconds(quota.lease_time))
 
 
 def hopeful(counter: Counter, now: int, *, worker: str, keep_expired: bool) -> Counter:

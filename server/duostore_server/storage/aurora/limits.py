@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -13,16 +12,18 @@ import psycopg
 import structlog
 from psycopg.types.numeric import Int8
 
+from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.limits import MAX_LIMIT, LimitKey, limit_key_violations
 from duostore_server.storage.aurora.migrate import MigrationError, connected
+from duostore_server.storage.aurora.trips import Statement, Trips
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
+    from typing import LiteralString
 
-    from psycopg.rows import TupleRow
+    from psycopg.abc import Params
 
-    from duostore_server.domain.deadline import Deadline
     from duostore_server.storage.aurora.connection import Conninfo
     from duostore_server.storage.aurora.pool import AuroraPool
     from duostore_server.storage.aurora.trips import Rows
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _QUIET_SECONDS: Final = 60.0
-# Of a command, which somebody is waiting for.
+# What a command may take, which somebody is waiting for.
 _COMMAND_SECONDS: Final = 10.0
 _WHOLE_NUMBER: Final = re.compile("[0-9]{1,13}")
 
@@ -57,9 +58,11 @@ ON CONFLICT (topic, name) DO UPDATE SET
     update_time = excluded.update_time
 """
 
-_UNSET: Final = "DELETE FROM duostore.control WHERE topic = 'quota_limit' AND name = %s"
-
-_IN_TIME: Final = "SET LOCAL statement_timeout = '5s'; SET LOCAL lock_timeout = '5s'"
+_UNSET: Final = """
+DELETE FROM duostore.control
+WHERE topic = 'quota_limit' AND name = %s
+RETURNING name
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,26 +111,34 @@ class AuroraLimits:
             _log.error("limits cannot be read", count=count)
 
 
-def set_limit(conninfo: Conninfo, quota: str, key: LimitKey, limit: int, *, caller: str) -> None:
+def set_limit(
+    conninfo: Conninfo,
+    quota: str,
+    key: LimitKey,
+    limit: int,
+    *,
+    caller: str,
+    within: float = _COMMAND_SECONDS,
+) -> None:
     """Set the limit of a subject, whatever was set before. Safe to repeat.
 
-    Raises ``StoreUnavailableError`` or ``StoreOverloadedError``; ``MigrationError`` if the
-    schema is older, or the role may not do it.
+    Gives up after ``within`` seconds. Raises ``StoreUnavailableError`` (and
+    ``StoreTimeoutError``) or ``StoreOverloadedError``; ``MigrationError`` if the schema is
+    older, or the role may not do it.
     """
-    with _transaction(conninfo) as connection:
-        connection.execute(_SET, (_name(quota, key), Int8(limit), caller))
+    _run(conninfo, _SET, (_name(quota, key), Int8(limit), caller), within)
 
 
-def unset_limit(conninfo: Conninfo, quota: str, key: LimitKey) -> bool:
-    """Remove what is set for a subject; return whether anything was. Raises as ``set_limit``."""
-    with _transaction(conninfo) as connection:
-        return connection.execute(_UNSET, (_name(quota, key),)).rowcount > 0
+def unset_limit(
+    conninfo: Conninfo, quota: str, key: LimitKey, *, within: float = _COMMAND_SECONDS
+) -> bool:
+    """Remove what is set for a subject; return whether anything was. As ``set_limit``."""
+    return bool(_run(conninfo, _UNSET, (_name(quota, key),), within))
 
 
-def list_limits(conninfo: Conninfo) -> Sequence[SetLimit]:
-    """Return all that is set, by name, unreadable rows too. Raises as ``set_limit``."""
-    with _transaction(conninfo) as connection:
-        rows = connection.execute(_LIST).fetchall()
+def list_limits(conninfo: Conninfo, *, within: float = _COMMAND_SECONDS) -> Sequence[SetLimit]:
+    """Return all that is set, by name, unreadable rows too. As ``set_limit``."""
+    rows = _run(conninfo, _LIST, (), within)
     return [
         SetLimit(*_parsed(name), _limit(name, value), value, caller, update_time)
         for name, value, caller, update_time in rows
@@ -159,12 +170,17 @@ def _parsed(name: str) -> tuple[str, LimitKey]:
     return quota, LimitKey.parse(key)
 
 
-@contextmanager
-def _transaction(conninfo: Conninfo) -> Iterator[psycopg.Connection[TupleRow]]:
+def _run(conninfo: Conninfo, query: LiteralString, params: Params, within: float) -> Rows:
+    trips = Trips(within, shared=True)
     try:
-        with connected(conninfo, within=_COMMAND_SECONDS) as connection, connection.transaction():
-            connection.execute(_IN_TIME)
-            yield connection
+        with connected(conninfo) as connection:
+            return trips.one(
+                connection,
+                Statement(query, params),
+                Deadline.after(within),
+                repeatable=True,
+                prepare=False,
+            )
     except psycopg.errors.UndefinedTable as error:
         raise MigrationError(
             "the database has no table duostore.control: run `duostore migrate`"

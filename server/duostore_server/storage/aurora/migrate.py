@@ -157,27 +157,28 @@ def _apply(connection: psycopg.Connection[TupleRow], migration: Migration) -> No
 
 
 @contextmanager
-def connected(
-    conninfo: Conninfo, *, within: float | None = None
-) -> Iterator[psycopg.Connection[TupleRow]]:
+def connected(conninfo: Conninfo) -> Iterator[BoundedConnection]:
     """Yield a connection for a command, with autocommit; its errors are told as by ``migrate``.
 
-    Statements may take as long as they like or, all together, ``within`` seconds.
+    Waits for the server without end, unless the connection is bounded.
     """
     whole = completed(resolved(conninfo), connect_timeout=_CONNECT_SECONDS, settings={})
+    give_up_at: float | None = None
     try:
         with BoundedConnection.connect(
             whole, autocommit=True, prepare_threshold=None
         ) as connection:
-            if within is not None:
-                connection.give_up_at = time.monotonic() + within
-            yield connection
+            try:
+                yield connection
+            finally:
+                give_up_at = connection.give_up_at
     except psycopg.errors.InsufficientPrivilege as error:
         raise MigrationError(
             "the role may not do this to the database; docs/operations.md lists the rights "
             "that `duostore migrate` and `duostore serve` need"
         ) from error
     except psycopg.Error as error:
-        if failure := translated(error):
+        gave_up = give_up_at is not None and time.monotonic() >= give_up_at
+        if failure := translated(error, gave_up=gave_up):
             raise failure from error
         raise
