@@ -41,9 +41,9 @@ SECONDS: Final = 60.0
 MUTANT_SECONDS: Final = 8.0
 THREADS: Final = 8
 KILLS: Final = 6
-LOST_ANSWERS: Final = 0.03
-THROTTLED: Final = 0.03
-LOST_BY_SERVICE: Final = 0.005
+LOST_ANSWERS: Final = 0.04
+THROTTLED: Final = 0.04
+LOST_BY_SERVICE: Final = 0.003
 # The service takes DynamoDB for down after 0.8 s; a busy machine is late.
 OUTAGE_SECONDS: Final = 8.0
 # For what has no bound of its own.
@@ -307,7 +307,7 @@ def test_through_a_minute_of_kills_and_lost_and_throttled_writes_nothing_is_over
     record_property("admitted from leases", leased)
     record_property("answers lost by DynamoDB", faulty.before_dynamodb.lost_answers)
     record_property("answers lost by the service", faulty.before_service.lost_answers)
-    record_property("writes", trouble.writes)
+    record_property("requests to DynamoDB", dict(trouble.sent))
     record_property("throttled writes", trouble.throttled)
 
     for quota in CROWDED:
@@ -327,18 +327,26 @@ def test_through_a_minute_of_kills_and_lost_and_throttled_writes_nothing_is_over
 
     # Else it was not tried.
     answers = sum(callers.counts.values(), Counter[str]())
-    assert sum(map(len, callers.admissions.values())) > 2_000
-    assert answers["denied"] > 2_000
-    for what in ("consumed once", "repeated", "reserved", "settled: less", "settled: release"):
-        assert answers[what] > 100, what
-    assert answers["settled twice"] > 20
+    assert sum(map(len, callers.admissions.values())) > 1_500
+    assert answers["denied"] > 1_500
+    for what in (
+        "consumed",
+        "consumed once",
+        "repeated",
+        "reserved",
+        "settled: less",
+        "settled: more",
+        "settled: release",
+        "settled twice",
+    ):
+        assert answers[what] > 20, what
     assert {name: units > 0 for name, units in leased.items()} == {
         quota.name: bool(quota.lease) for quota in CROWDED
     }
     assert len(killed) == KILLS
     assert faulty.before_dynamodb.lost_answers > 50
     assert trouble.throttled > 50
-    assert faulty.before_service.lost_answers > 20
+    assert faulty.before_service.lost_answers > 10
 
 
 def test_a_service_that_admits_one_too_many_is_caught_by_the_same_check(

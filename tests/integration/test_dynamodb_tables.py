@@ -11,6 +11,7 @@ import pytest
 from duostore_server.domain.errors import StoreUnavailableError
 from duostore_server.embedded.dynamodb import EmbeddedDynamoDB
 from duostore_server.storage.dynamodb.tables import (
+    counter_table,
     create_tables,
     idempotency_table,
     missing_tables,
@@ -49,11 +50,16 @@ def never(_seconds: float) -> None:
 
 
 def names(prefix: str) -> list[str]:
-    return [projection_table(prefix), snapshot_table(prefix), idempotency_table(prefix)]
+    return [
+        projection_table(prefix),
+        snapshot_table(prefix),
+        idempotency_table(prefix),
+        counter_table(prefix),
+    ]
 
 
 def test_all_tables_are_created_once(client: DynamoDBClient, table_prefix: str) -> None:
-    assert names("x_") == ["x_projection", "x_snapshot", "x_idempotency"]
+    assert names("x_") == ["x_projection", "x_snapshot", "x_idempotency", "x_counter"]
     assert missing_tables(client, prefix=table_prefix) == names(table_prefix)
     seen: list[tuple[str, str]] = []
     created = create_tables(
@@ -78,6 +84,7 @@ def test_what_is_no_longer_used_is_swept(client: DynamoDBClient, table_prefix: s
         projection_table(table_prefix): ("DISABLED", None),
         snapshot_table(table_prefix): ("ENABLED", "sweep_time"),
         idempotency_table(table_prefix): ("ENABLED", "sweep_time"),
+        counter_table(table_prefix): ("ENABLED", "sweep_time"),
     }
 
 

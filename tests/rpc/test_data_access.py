@@ -437,6 +437,12 @@ def test_every_rpc_is_measured(api: InProcess, notes: Caller, id_: str) -> None:
     )
     notes.stub.GetSnapshot(data_access_pb2.GetSnapshotRequest(key=key), timeout=CALL_SECONDS)
     notes.stub.ListSnapshots(data_access_pb2.ListSnapshotsRequest(key=key), timeout=CALL_SECONDS)
+    reserve = data_access_pb2.QuotaRequest(
+        quota="fixed", subject=id_, mode=data_access_pb2.MODE_RESERVE
+    )
+    held = notes.stub.Quota(reserve, timeout=CALL_SECONDS)
+    settle = data_access_pb2.SettleQuotaRequest(reservation=held.reservation, cost=1)
+    notes.stub.SettleQuota(settle, timeout=CALL_SECONDS)
     with refused():
         notes.get(id_)
     for method in DATA_ACCESS.methods:

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,8 @@ def deployment(
         # What others on the same memcached share.
         ('namespace = "proposals"', f'namespace = "{name}"'),
         ('consolidate_every = "30s"', 'consolidate_every = "1s"'),
+        # One that does not end during a test.
+        ('window = "1m"', 'window = "30d"'),
     ):
         assert text.count(old) == 1
         text = text.replace(old, new)
@@ -244,3 +247,40 @@ def test_what_is_erased_is_in_no_store_and_sequences_go_on(deployment: Deploymen
         assert client.get_snapshot("proposal", "p2").sequence == other.sequence
         assert client.snapshot("proposal", "p1", DOCUMENT).sequence == 4
         assert [one.sequence for one in client.list_snapshots("proposal", "p1")] == [4]
+
+
+def test_a_counter_that_was_removed_begins_anew_for_those_who_look(deployment: Deployment) -> None:
+    (reset,) = blocks("Resetting a counter", "python")
+    with deployment.running() as client:
+        assert client.quota("api_calls", "alice", 1000)
+        assert client.quota("api_calls", "bob", 400)
+        assert not client.quota("api_calls", "alice")
+        assert deployment.run(reset) == "removed"
+        assert not client.quota("api_calls", "alice")
+        assert client.peek_quota("api_calls", "alice").remaining == 1000
+        assert client.quota("api_calls", "alice", 1000)
+        assert client.peek_quota("api_calls", "bob").remaining == 600
+        assert deployment.run(reset) == "removed"
+    assert deployment.run(reset) == "there was none"
+
+
+def test_a_subject_that_is_erased_is_in_no_counter_and_no_grant(deployment: Deployment) -> None:
+    (erase,) = blocks("Erasing a subject of quotas", "python")
+    with deployment.running() as client:
+        for subject in ("alice", "bob", "bob#alice"):
+            client.quota("api_calls", subject)
+            client.quota("api_calls", subject, idempotency_key=f"call of {subject}")
+            client.reserve_quota("ai_tokens", subject, 100)
+        client.quota("api_calls", "alice", tenant="acme")
+    assert counted(deployment)["alice"] == 5
+    assert deployment.run(erase) == "4 removed"
+    assert counted(deployment) == {"alice": 1, "bob": 4, "bob#alice": 4}
+    assert "count#acme#api_calls#alice" in {item["pk"]["S"] for item in deployment.items("counter")}
+
+
+def counted(deployment: Deployment) -> Counter[str]:
+    """Return how many items of the counter table are about each subject."""
+    return Counter(
+        item["subject"]["S"] if "subject" in item else item["pk"]["S"].split("#", 3)[3]
+        for item in deployment.items("counter")
+    )

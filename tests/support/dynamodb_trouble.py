@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _OPERATION = re.compile(rb"\r\nx-amz-target: *DynamoDB_\d+\.(\w+)\r\n", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
+# The body of one, which botocore sends apart from its head.
+_TRANSACTION = b'{"TransactItems": '
 _WRITES = frozenset(
     {
         "BatchExecuteStatement",
@@ -27,8 +29,8 @@ _WRITES = frozenset(
 class Trouble:
     """Counts requests, loses answers to writes and throttles them, at random and by shares.
 
-    ``sent`` counts what reached DynamoDB, by operation; ``throttled`` are writes that were
-    refused for want of capacity, and did not. Both shares are 0 until they are set.
+    ``sent`` counts what is sent to DynamoDB, by operation; ``throttled`` are writes of these
+    that were refused for want of capacity. Both shares are 0 until they are set.
     """
 
     def __init__(self, chance: random.Random) -> None:
@@ -40,25 +42,20 @@ class Trouble:
 
     @property
     def writes(self) -> int:
-        """Return how many writes reached DynamoDB."""
+        """Return how many writes were sent."""
         return sum(count for operation, count in self.sent.items() if operation in _WRITES)
 
     def loses(self, asked: bytes, _answered: bytes) -> bool:
         """Return whether the answer to a request is lost: ``loses`` of a gate."""
-        return _operation(asked) in _WRITES and self._chance.random() < self.lost_share
+        return _ends_write(asked) and self._chance.random() < self.lost_share
 
     def answers(self, asked: bytes) -> bytes:
         """Return a refusal, or nothing to let a request pass: ``answers`` of a gate."""
-        operation = _operation(asked)
-        if (
-            operation in _WRITES
-            and _is_whole(asked)
-            and self._chance.random() < self.throttled_share
-        ):
+        if operation := _operation(asked):
+            self.sent[operation] += 1
+        if _ends_write(asked) and self._chance.random() < self.throttled_share:
             self.throttled += 1
             return _throttled()
-        if operation:
-            self.sent[operation] += 1
         return b""
 
 
@@ -68,11 +65,13 @@ def _operation(asked: bytes) -> str:
     return found[1].decode() if found else ""
 
 
-def _is_whole(asked: bytes) -> bool:
-    """Return whether these bytes are one request, with nothing yet to come."""
-    head, _, body = asked.partition(b"\r\n\r\n")
-    length = _LENGTH.search(head + b"\r\n")
-    return length is not None and int(length[1]) == len(body)
+def _ends_write(asked: bytes) -> bool:
+    """Return whether a write ends with these bytes: all of it, or a transaction's body."""
+    if asked.startswith(_TRANSACTION):
+        return True
+    head, blank, body = asked.partition(b"\r\n\r\n")
+    length = _LENGTH.search(head + blank)
+    return _operation(asked) in _WRITES and length is not None and int(length[1]) == len(body)
 
 
 def _throttled() -> bytes:

@@ -39,7 +39,7 @@ class Gate:
     is cut: the server did what it was asked, and nobody hears of it.
 
     ``answers`` is told each piece that a client sends, one call at a time, and may answer
-    in the server's place, which then never hears of it.
+    in the server's place; the connection ends with that, and the server never hears of it.
     """
 
     def __init__(
@@ -134,8 +134,8 @@ class Gate:
                     answer = self._answers(data)
                 if answer:
                     connection.client.sendall(answer)
-                else:
-                    connection.server.sendall(data)
+                    break
+                connection.server.sendall(data)
 
     def _answer(self, connection: _Connection) -> None:
         with connection, suppress(OSError):

@@ -13,7 +13,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from duostore.v1 import data_access_pb2, errors_pb2
+from duostore_server.cli.main import app
 from duostore_server.domain.errors import DuostoreError, Reason, RefusalError, StoreError
+from duostore_server.domain.quotas import AlgorithmName
 from duostore_server.rpc.status import CODES
 from duostore_server.storage.dynamodb.tables import (
     counter_table,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from google.protobuf.descriptor import Descriptor, MethodDescriptor
+    from typer import Typer
 
 ROOT = Path(__file__).parents[2]
 SERVER = ROOT / "server" / "duostore_server"
@@ -181,7 +184,45 @@ def subclasses(kind: type[DuostoreError]) -> Iterator[type[DuostoreError]]:
         yield from subclasses(child)
 
 
-# Metrics and log lines.
+def test_every_mode_of_a_quota_is_explained() -> None:
+    modes = set(data_access_pb2.Mode.keys())
+    assert modes - told_in("Quota") == set()
+
+
+def test_every_algorithm_has_its_column() -> None:
+    head = re.search(r"(?m)^\| \|(.*)\|$", section(API, "How quotas count"))
+    assert head
+    assert re.findall(r"`(\w+)`", head[1]) == [name.value for name in AlgorithmName]
+
+
+# Commands, metrics and log lines.
+
+
+def test_every_command_is_listed() -> None:
+    listed = re.findall(r"(?m)^\| `duostore ([^|]+`) \|", section(OPERATIONS, "Commands"))
+    told = {tuple(words) for cell in listed for words in named_in(cell)}
+    assert told == set(commands_of(app))
+
+
+def named_in(cell: str) -> Iterator[list[str]]:
+    """Yield the commands of a cell: the first in full, each other one by its last word."""
+    first, *others = (words.split() for words in cell.rstrip("`").split("`, `"))
+    yield first
+    for words in others:
+        yield [*first[:-1], *words]
+
+
+def commands_of(group: Typer) -> Iterator[tuple[str, ...]]:
+    """Yield the words of every command that is shown."""
+    for command in group.registered_commands:
+        if not command.hidden:
+            assert command.callback
+            yield (command.name or command.callback.__name__.replace("_", "-"),)
+    for part in group.registered_groups:
+        assert part.name
+        assert part.typer_instance
+        for words in commands_of(part.typer_instance):
+            yield (part.name, *words)
 
 
 def metrics_table() -> str:

@@ -92,8 +92,10 @@ def test_what_is_set_goes_first_and_a_tenant_before_every_tenant(
     held.held["calls", "alice"] = 21
     # Also before the tenant's own of the configuration.
     assert (of("acme"), of("other")) == (21, 21)
+    held.held["calls", "alice"] = 20
+    assert (of("acme"), of("other")) == (20, 20)
     held.held["calls", "acme#alice"] = 22
-    assert (of("acme"), of("other")) == (22, 21)
+    assert (of("acme"), of("other")) == (22, 20)
     del held.held["calls", "alice"]
     assert (of("acme"), of("other")) == (22, 11)
     del held.held["calls", "acme#alice"]

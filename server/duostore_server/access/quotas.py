@@ -65,9 +65,12 @@ class Quotas:
 
         Raises a ``StoreError`` if DynamoDB cannot be asked, unless the quota allows then.
         """
-        check_ask(self._quotas, key, cost, mode, idempotency_key)
-        quota = self._quotas[key.quota]
-        account = self._account(quota, key)
+        account = self._accounts.of(key)
+        # A counter that has an account was asked for by a key that was found acceptable.
+        if account is None or cost < 0 or idempotency_key:
+            check_ask(self._quotas, key, cost, mode, idempotency_key)
+        account = self._with_limit(account, key)
+        quota = account.quota
         try:
             answer = self._answer(account, cost or 1, mode, idempotency_key, deadline)
         except StoreError as error:
@@ -86,9 +89,10 @@ class Quotas:
             self._decided(quota.name, "allowed" if answer.allowed else "denied")
         return answer
 
-    def _account(self, quota: Quota, key: CounterKey) -> Account:
+    def _with_limit(self, account: Account | None, key: CounterKey) -> Account:
+        """Return the account of a counter with the limit that is in force now."""
+        quota = self._quotas[key.quota] if account is None else account.quota
         limit = self._limits.of(quota, key)
-        account = self._accounts.of(key)
         if account is None:
             return self._accounts.open(Account(key, quota, algorithm_of(quota, limit)))
         if account.algorithm.limit != limit:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from duostore_server.config.entries import Key
-    from duostore_server.config.settings import Quota, Settings
+    from duostore_server.config.quota_settings import Quota
+    from duostore_server.config.settings import Settings
 
 # Threads that must be left when every connection to Aurora is in use: reads that the
 # cache or DynamoDB can answer, and health checks, go on.

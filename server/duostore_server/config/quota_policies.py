@@ -11,7 +11,8 @@ from duostore_server.domain.quotas import Quota as QuotaPolicy
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from duostore_server.config.settings import Quota, Settings
+    from duostore_server.config.quota_settings import Quota
+    from duostore_server.config.settings import Settings
 
 # A slice lasts for no larger part of a window, so that what nobody uses of it is back soon.
 _LEASES_A_WINDOW: Final = 20

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from annotated_types import Ge, Le
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
 
-from duostore_server.config.document_schema import (
-    SchemaFile,  # noqa: TC001 - pydantic reads the annotations at run time
-)
-from duostore_server.config.subject_limits import (
-    SubjectLimits,  # noqa: TC001 - as above
-)
+from duostore_server.config.document_schema import SchemaFile
+from duostore_server.config.quota_settings import Quota
+from duostore_server.config.section import Section, between, duration, setting, size
 from duostore_server.config.values import (
     Dsn,
     Duration,
@@ -31,34 +27,7 @@ from duostore_server.config.values import (
     Size,
     TablePrefix,
     Url,
-    parse_duration,
-    parse_size,
 )
-from duostore_server.domain.limits import MAX_LIMIT
-
-
-def _key(
-    default: object,
-    meaning: str,
-    low: int | None = None,
-    high: int | None = None,
-    alias: str | None = None,
-) -> Any:  # noqa: ANN401 - as pydantic.Field, whose place it takes
-    return Field(default=default, description=meaning, ge=low, le=high, alias=alias)
-
-
-def _duration(default: str, meaning: str, low: str, high: str) -> Any:  # noqa: ANN401 - as _key
-    return Field(
-        default=default, description=meaning, ge=parse_duration(low), le=parse_duration(high)
-    )
-
-
-def _between(low: str, high: str) -> tuple[Ge, Le]:
-    return Ge(parse_duration(low)), Le(parse_duration(high))
-
-
-def _size(default: str | int, meaning: str, low: str | int, high: str | int) -> Any:  # noqa: ANN401 - as _key
-    return Field(default=default, description=meaning, ge=parse_size(low), le=parse_size(high))
 
 
 def _cache_ttl(kind: dict[str, Any]) -> Any:  # noqa: ANN401 - read as if it stood in the file
@@ -66,27 +35,14 @@ def _cache_ttl(kind: dict[str, Any]) -> Any:  # noqa: ANN401 - read as if it sto
 
 
 _UNHURRIED_SECONDS: Final = 10.0
-_SUB_WINDOWS: Final = 60
-
-
-class Section(BaseModel):
-    """A table of the configuration. Unknown keys are refused, and so is any later change."""
-
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        frozen=True,
-        validate_default=True,
-        hide_input_in_errors=True,
-    )
 
 
 class Tls(Section):
     """``[server.tls]``."""
 
-    certificate: File | None = _key(None, "The server's certificate chain, PEM.")
-    key: File | None = _key(None, "The private key of the certificate, PEM.")
-    client_ca: File | None = _key(
+    certificate: File | None = setting(None, "The server's certificate chain, PEM.")
+    key: File | None = setting(None, "The private key of the certificate, PEM.")
+    client_ca: File | None = setting(
         None,
         "Who signs the certificates of clients, PEM. If set, clients must present one, and its "
         "common name is the caller in the log and in the audit, in place of what they say in the "
@@ -97,26 +53,26 @@ class Tls(Section):
 class Server(Section):
     """``[server]``."""
 
-    address: HostPort = _key("127.0.0.1:50051", "Where calls are answered.")
-    workers: int = _key(2, "Serving processes. One for each core is a good start.", 1, 64)
-    threads: int = _key(
+    address: HostPort = setting("127.0.0.1:50051", "Where calls are answered.")
+    workers: int = setting(2, "Serving processes. One for each core is a good start.", 1, 64)
+    threads: int = setting(
         24,
         "Threads of each process; at least aurora.pool_max + aurora.max_waiting + 2, so that hits "
         "are served while Aurora is slow.",
         4,
         64,
     )
-    max_concurrent_rpcs: int = _key(
+    max_concurrent_rpcs: int = setting(
         1000, "Calls that a process holds at a time, waiting ones included.", 8, 100_000
     )
-    max_message_bytes: Size = _size(
+    max_message_bytes: Size = size(
         "4MiB",
         "The largest request, as protobuf: at least 5.5 times the largest kinds.NAME.max_bytes, "
         "and 1 KiB.",
         "64KiB",
         "256MiB",
     )
-    max_answer_bytes: Size = _size(
+    max_answer_bytes: Size = size(
         "4MiB",
         "The largest answer to a BatchGet; more is refused, with the advice to ask for fewer "
         "keys. At least 5.5 times the largest kinds.NAME.max_bytes, and 1 KiB. gRPC clients "
@@ -124,25 +80,25 @@ class Server(Section):
         "64KiB",
         "128MiB",
     )
-    max_connection_age: Duration = _duration(
+    max_connection_age: Duration = duration(
         "10m",
         "After this long a connection is closed, so that clients spread anew over the processes.",
         "10s",
         "24h",
     )
-    connection_age_grace: Duration = _duration(
+    connection_age_grace: Duration = duration(
         "30s", "How long the calls on such a connection may still take.", "1s", "10m"
     )
-    drain_timeout: Duration = _duration(
+    drain_timeout: Duration = duration(
         "20s", "How long calls may still take once the server was told to stop.", "1s", "10m"
     )
-    default_deadline: Duration = _duration(
+    default_deadline: Duration = duration(
         "5s", "The deadline of a call that comes without one.", "100ms", "10m"
     )
-    max_deadline: Duration = _duration(
+    max_deadline: Duration = duration(
         "60s", "The longest deadline; longer ones are cut to it.", "100ms", "10m"
     )
-    reflection: bool = _key(True, "Whether tools such as grpcurl may ask for the API.")  # noqa: FBT003 - a default
+    reflection: bool = setting(True, "Whether tools such as grpcurl may ask for the API.")  # noqa: FBT003 - a default
     tls: Tls = Field(
         default_factory=Tls,
         description="Encryption; off unless certificate and key are set.",
@@ -152,26 +108,26 @@ class Server(Section):
 class Aurora(Section):
     """``[aurora]``."""
 
-    dsn: Dsn | None = _key(
+    dsn: Dsn | None = setting(
         None, "How to reach the writer. Required by `serve`. Secret: better set by environment."
     )
-    pool_min: int = _key(1, "Connections that each process keeps open.", 0, 60)
-    pool_max: int = _key(8, "Connections that each process may open.", 1, 60)
-    pool_wait: Duration = _duration(
+    pool_min: int = setting(1, "Connections that each process keeps open.", 0, 60)
+    pool_max: int = setting(8, "Connections that each process may open.", 1, 60)
+    pool_wait: Duration = duration(
         "500ms", "How long a call waits for a connection before it is refused.", "10ms", "30s"
     )
-    max_waiting: int = _key(
+    max_waiting: int = setting(
         12, "Calls of a process that may wait for a connection; more are refused.", 1, 60
     )
-    statement_timeout: Duration = _duration("2s", "How long a statement may take.", "10ms", "5m")
-    lock_timeout: Duration = _duration("1s", "How long a statement waits for a lock.", "10ms", "5m")
-    connect_timeout: Duration = _duration(
+    statement_timeout: Duration = duration("2s", "How long a statement may take.", "10ms", "5m")
+    lock_timeout: Duration = duration("1s", "How long a statement waits for a lock.", "10ms", "5m")
+    connect_timeout: Duration = duration(
         "2s",
         "How long opening a connection may take; the driver counts whole seconds.",
         "2s",
         "60s",
     )
-    pooler: bool = _key(
+    pooler: bool = setting(
         False,  # noqa: FBT003 - a default
         "Whether a transaction pooler (RDS Proxy, PgBouncer) stands before the database: "
         "then nothing is prepared.",
@@ -181,56 +137,56 @@ class Aurora(Section):
 class DynamoDB(Section):
     """``[dynamodb]``."""
 
-    region: Region | None = _key(None, "The AWS region of the tables. Required by `serve`.")
-    endpoint_url: Url | None = _key(
+    region: Region | None = setting(None, "The AWS region of the tables. Required by `serve`.")
+    endpoint_url: Url | None = setting(
         None, "Where DynamoDB is, if not at the region's own endpoint: a VPC endpoint, an emulator."
     )
-    table_prefix: TablePrefix = _key("duostore_", "What the names of all tables begin with.")
-    connect_timeout: Duration = _duration(
+    table_prefix: TablePrefix = setting("duostore_", "What the names of all tables begin with.")
+    connect_timeout: Duration = duration(
         "300ms", "How long opening a connection may take.", "10ms", "30s"
     )
-    read_timeout: Duration = _duration("800ms", "How long an answer may take.", "10ms", "30s")
-    compress_above: Size = _size(
+    read_timeout: Duration = duration("800ms", "How long an answer may take.", "10ms", "30s")
+    compress_above: Size = size(
         1024, "Entities above this size are stored compressed.", 0, "400KiB"
     )
-    statements: bool = _key(
+    statements: bool = setting(
         True,  # noqa: FBT003 - a default
         "Whether concurrent writes may travel together, as PartiQL statements; needs the "
         "permissions dynamodb:PartiQLInsert and dynamodb:PartiQLUpdate.",
     )
-    read_in_flight: int = _key(
+    read_in_flight: int = setting(
         2, "Batches that a process reads at a time; further keys gather meanwhile.", 1, 64
     )
-    write_in_flight: int = _key(8, "Writes that a process does at a time.", 1, 64)
+    write_in_flight: int = setting(8, "Writes that a process does at a time.", 1, 64)
 
 
 class Cache(Section):
     """``[cache]``."""
 
-    backend: Literal["memcached", "memory"] = _key(
+    backend: Literal["memcached", "memory"] = setting(
         "memcached", "`memory` keeps entries within one process: for `dev` and tests only."
     )
-    nodes: Nodes = _key(
+    nodes: Nodes = setting(
         ["127.0.0.1:11211"],
         "The memcached nodes. Every process of a deployment must have the same list, in the "
         "same order.",
     )
-    namespace: Namespace = _key(
+    namespace: Namespace = setting(
         "duostore", "What all keys begin with; must differ between deployments that share nodes."
     )
-    timeout: Duration = _duration("100ms", "How long a node may take to answer.", "1ms", "5s")
-    connect_timeout: Duration = _duration(
+    timeout: Duration = duration("100ms", "How long a node may take to answer.", "1ms", "5s")
+    connect_timeout: Duration = duration(
         "100ms", "How long opening a connection to a node may take.", "1ms", "5s"
     )
-    lease_wait: Duration = _duration(
+    lease_wait: Duration = duration(
         "500ms",
         "How long a reader waits for another that is fetching the same entity, before it reads "
         "for itself.",
         "0s",
         "5s",
     )
-    memory_max_bytes: Size = _size("64MiB", "What the `memory` backend may hold.", "1MiB", "64GiB")
-    compress_above: Size = _size(
+    memory_max_bytes: Size = size("64MiB", "What the `memory` backend may hold.", "1MiB", "64GiB")
+    compress_above: Size = size(
         "4KiB", "Entities above this size are cached compressed.", 0, "1MiB"
     )
 
@@ -238,11 +194,11 @@ class Cache(Section):
 class Projector(Section):
     """``[projector]``."""
 
-    batch: int = _key(100, "Changes that are taken up at a time.", 1, 1000)
-    poll: Duration = _duration(
+    batch: int = setting(100, "Changes that are taken up at a time.", 1, 1000)
+    poll: Duration = duration(
         "200ms", "How often it looks for changes when there were none.", "10ms", "10s"
     )
-    claim: Duration = _duration(
+    claim: Duration = duration(
         "1500ms",
         "After this long, a change that was taken up and not finished is taken up anew.",
         "100ms",
@@ -253,7 +209,7 @@ class Projector(Section):
 class Metrics(Section):
     """``[metrics]``."""
 
-    address: OptionalHostPort = _key(
+    address: OptionalHostPort = setting(
         "127.0.0.1:9464", 'Where Prometheus finds `/metrics`; `""` turns it off.'
     )
 
@@ -261,10 +217,10 @@ class Metrics(Section):
 class Logging(Section):
     """``[logging]``."""
 
-    level: Literal["debug", "info", "warning", "error"] = _key(
+    level: Literal["debug", "info", "warning", "error"] = setting(
         "info", "The least severe events that are logged."
     )
-    format: Literal["auto", "json", "console"] = _key(
+    format: Literal["auto", "json", "console"] = setting(
         "auto", "`auto` is `console` on a terminal and `json` elsewhere."
     )
 
@@ -272,8 +228,8 @@ class Logging(Section):
 class Consolidator(Section):
     """``[consolidator]``."""
 
-    batch: int = _key(100, "Drafts that are taken up at a time.", 1, 1000)
-    poll: Duration = _duration(
+    batch: int = setting(100, "Drafts that are taken up at a time.", 1, 1000)
+    poll: Duration = duration(
         "1s", "How often it looks for drafts when none were due.", "10ms", "1m"
     )
 
@@ -281,7 +237,7 @@ class Consolidator(Section):
 class Idempotency(Section):
     """``[idempotency]``."""
 
-    keep: Duration = _duration(
+    keep: Duration = duration(
         "24h", "How long a repetition is known for one; some are for a little longer.", "1m", "30d"
     )
 
@@ -289,10 +245,10 @@ class Idempotency(Section):
 class Snapshots(Section):
     """``[kinds.NAME.snapshots]``."""
 
-    consolidate_every: Duration = _duration(
+    consolidate_every: Duration = duration(
         "30s", "How long the newest snapshot may wait to be brought to Aurora.", "1s", "24h"
     )
-    keep: History = _duration(
+    keep: History = duration(
         "7d",
         "How long a snapshot that is not the newest is kept, from when Aurora has it or a newer "
         "one: `0s`, which keeps none, or `1m` and more.",
@@ -304,114 +260,45 @@ class Snapshots(Section):
 class Kind(Section):
     """``[kinds.NAME]``."""
 
-    home: Literal["aurora", "dynamodb"] = _key(
+    home: Literal["aurora", "dynamodb"] = setting(
         "aurora",
         "The store that is right about this kind. `dynamodb` is for temporary, simple data in "
         "large numbers: Aurora is not asked, Transact takes no such kinds, and a document may not "
         "pass 400 KB as it is stored, compressed.",
     )
-    cache_ttl: Annotated[Duration, *_between("1s", "24h")] = Field(
+    cache_ttl: Annotated[Duration, *between("1s", "24h")] = Field(
         default_factory=_cache_ttl,
         description="How long an entity is cached: the last bound on what a reader sees. If not "
         'set, `60s`, and `5s` with home = "dynamodb", where readers may see the old value for so '
         "long if a server dies while it saves.",
     )
-    absent_ttl: Duration = _duration(
+    absent_ttl: Duration = duration(
         "10s", "How long it is remembered that an entity does not exist.", "5s", "30s"
     )
-    ttl: Annotated[Duration, *_between("1s", "3650d")] | None = _key(
+    ttl: Annotated[Duration, *between("1s", "3650d")] | None = setting(
         None,
         'How long an entity exists after its last Save, to the second. Needs home = "dynamodb"; '
         "if not set, until it is deleted.",
     )
-    consolidate_every: Annotated[Duration, *_between("1s", "24h")] | None = _key(
+    consolidate_every: Annotated[Duration, *between("1s", "24h")] | None = setting(
         None,
         "How long a change may wait to be brought to Aurora, as a draft. Needs "
         'home = "dynamodb"; if not set, none is.',
     )
-    projection: Literal["inline", "async"] = _key(
+    projection: Literal["inline", "async"] = setting(
         "inline",
         "Who brings a change to DynamoDB: the call that made it (`inline`), or the projector "
         "after the call was answered (`async`).",
     )
-    document_schema: SchemaFile | None = _key(
+    document_schema: SchemaFile | None = setting(
         None, "A JSON Schema, draft 2020-12, that every document must match.", alias="schema"
     )
-    max_bytes: Size = _size("256KiB", "The largest document, as compact JSON in UTF-8.", 16, "4MiB")
-    snapshots: Snapshots | None = _key(
+    max_bytes: Size = size("256KiB", "The largest document, as compact JSON in UTF-8.", 16, "4MiB")
+    snapshots: Snapshots | None = setting(
         None,
         "Snapshots of the kind, which it keeps if this table is there, be it empty. Needs "
         'home = "aurora".',
     )
-
-
-class Quota(Section):
-    """``[quotas.NAME]``."""
-
-    limit: int = _key(
-        ...,
-        "How many units a subject may use in a window; of a token bucket, at once. Required.",
-        1,
-        MAX_LIMIT,
-    )
-    window: Duration = Field(
-        default=...,
-        description="How long a window is. A token bucket that is empty is full again after as "
-        "long. Required.",
-        ge=parse_duration("1s"),
-        le=parse_duration("31d"),
-    )
-    algorithm: Literal["fixed_window", "sliding_window", "token_bucket"] = _key(
-        "fixed_window",
-        "How units are counted. `fixed_window`: in windows that begin at multiples of their "
-        "length since 1970, so that up to twice the limit can be used around the turn of one. "
-        "`sliding_window`: no window, wherever it begins, has more than the limit. "
-        "`token_bucket`: the limit at once, and as many again in each window, evenly.",
-    )
-    sub_windows: Annotated[int, Ge(2), Le(1000)] | None = _key(
-        None,
-        "The parts in which a sliding window moves; with more of them units are available again "
-        'sooner, and the counter is larger. Needs algorithm = "sliding_window"; if not set, '
-        f"`{_SUB_WINDOWS}`.",
-    )
-    lease: Annotated[int, Ge(0), Le(MAX_LIMIT)] | None = _key(
-        None,
-        "The most units that a process debits ahead, to admit from them by itself: those that "
-        "are in its hands when it dies stay used. `0`: a write to DynamoDB for each call that is "
-        "allowed. If not set, a twentieth of the subject's limit.",
-    )
-    lease_time: Duration = _duration(
-        "1s",
-        "How long a process may keep such a slice, within a window and for a twentieth of it at "
-        "most. What is left is given back.",
-        "50ms",
-        "10s",
-    )
-    reservation_ttl: Duration = _duration(
-        "1m", "How long after MODE_RESERVE a reservation can be settled.", "1s", "30d"
-    )
-    expired_reservations: Literal["used", "released"] = _key(
-        "used",
-        "What becomes of the units of a reservation that was not settled in time: they were "
-        "used, or they are available again.",
-    )
-    on_outage: Literal["deny", "allow"] = _key(
-        "deny",
-        "What to answer while DynamoDB cannot be reached: UNAVAILABLE (`deny`), or that all is "
-        "allowed and nothing was checked (`allow`).",
-    )
-    overrides: SubjectLimits = Field(
-        default_factory=dict,
-        description="Other limits for single subjects, by `subject`, in every tenant, or by "
-        '`tenant#subject`, which goes first: `{ alice = 500, "acme#bob" = 2000 }`. A name with a '
-        "`#` begins with the tenant, be it empty. What `duostore limit set` says goes before "
-        "all of them.",
-    )
-
-    @property
-    def parts(self) -> int:
-        """Return the sub-windows of the sliding window."""
-        return self.sub_windows or _SUB_WINDOWS
 
 
 class Settings(Section):

@@ -253,7 +253,7 @@ class TokenBucket:
     def is_over(self, slot: int, now: int) -> bool:  # noqa: ARG002 - ahead bounds it
         return False
 
-    def dropped(self, counter: Counter, change: Change) -> tuple[int, ...]:  # noqa: ARG002 - one slot
+    def dropped(self, counter: Counter, change: Change) -> tuple[int, ...]:  # noqa: ARG002 - whatever it is
         return tuple(slot for slot in counter.levels if slot != _BUCKET)
 
     def room(self, counter: Counter | None, now: int) -> int:
@@ -285,7 +285,8 @@ def algorithm_of(quota: Quota, limit: int) -> Algorithm:
             # Rounded up: a window that is longer by less than a nanosecond for each part.
             return Windows(limit, length=-(-window // quota.sub_windows), past=quota.sub_windows)
         case AlgorithmName.TOKEN_BUCKET:
-            return TokenBucket(limit, window=window, ahead=nanoseconds(quota.lease_time))
+            ahead = 0 if quota.lease == 0 else nanoseconds(quota.lease_time)
+            return TokenBucket(limit, window=window, ahead=ahead)
 
 
 def hopeful(counter: Counter, now: int, *, worker: str, keep_expired: bool) -> Counter:

@@ -129,7 +129,7 @@ class _Update:
     """An update in the making. All names are aliased: some are DynamoDB's own, some any text."""
 
     _names: dict[str, str] = field(default_factory=dict)
-    _values: dict[str, tuple[str, AttributeValueTypeDef]] = field(default_factory=dict)
+    _values: dict[str, AttributeValueTypeDef] = field(default_factory=dict)
     _required: list[str] = field(default_factory=list)
     _assigned: dict[str, str] = field(default_factory=dict)
     _removed: dict[str, str] = field(default_factory=dict)
@@ -138,7 +138,8 @@ class _Update:
         return self._names.setdefault(attribute, f"#n{len(self._names)}")
 
     def value(self, value: AttributeValueTypeDef) -> str:
-        alias, _ = self._values.setdefault(repr(value), (f":v{len(self._values)}", value))
+        alias = f":v{len(self._values)}"
+        self._values[alias] = value
         return alias
 
     def number(self, value: int) -> str:
@@ -170,6 +171,6 @@ class _Update:
             "UpdateExpression": expression,
             "ConditionExpression": " AND ".join(self._required),
             "ExpressionAttributeNames": {alias: name for name, alias in self._names.items()},
-            "ExpressionAttributeValues": dict(self._values.values()),
+            "ExpressionAttributeValues": self._values,
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
         }

@@ -1,0 +1,295 @@
+"""A counter in memory, and workers that use it by the algorithms alone, in any order.
+
+Time is in nanoseconds and windows are a few of them long, so that each edge is met often.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from duostore_server.domain.algorithms import TokenBucket, Windows
+from duostore_server.domain.counters import HoldName, Lease, Lower, Step
+from tests.support.counter_model import applied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from duostore_server.domain.algorithms import Algorithm, Debit
+    from duostore_server.domain.counters import Change, Counter
+
+LIMIT: Final = 5
+WINDOW: Final = 12
+# A round moment: every slot of every rule begins here, too.
+NOON: Final = 12_000
+LEASED_FOR: Final = 3
+EXPIRES_AFTER: Final = 20
+_EXPIRY_STEP: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """An algorithm, and what it promises: slots and those before, or what a token takes."""
+
+    name: str
+    length: int = WINDOW
+    past: int = 0
+    token: int = 0
+
+    def algorithm(self) -> Algorithm:
+        if self.token:
+            return TokenBucket(LIMIT, window=WINDOW, ahead=LEASED_FOR)
+        return Windows(LIMIT, length=self.length, past=self.past)
+
+    def is_broken_by(self, uses: Sequence[Use]) -> bool:
+        """Return whether more was admitted than is allowed, in whatever moments it was."""
+        if self.token:
+            return any(
+                (_inside(uses, first.start, last.end) - LIMIT) * self.token > last.end - first.start
+                for first in uses
+                for last in uses
+                if first.start <= last.end
+            )
+        if self.past:
+            starts = [use.start for use in uses]
+            return any(_inside(uses, start, start + WINDOW) > LIMIT for start in starts)
+        windows = {use.start // WINDOW for use in uses}
+        return any(
+            _inside(uses, window * WINDOW, window * WINDOW + WINDOW - 1) > LIMIT
+            for window in windows
+        )
+
+
+FIXED: Final = Rule("fixed")
+SLIDING: Final = Rule("sliding", length=4, past=3)
+BUCKET: Final = Rule("bucket", token=3)
+
+
+@dataclass(eq=False, slots=True)
+class Use:
+    """Units that were admitted between two moments, less those that were given back."""
+
+    start: int
+    end: int
+    units: int
+
+
+@dataclass(eq=False, slots=True)
+class _Slice:
+    debit: Debit
+    lease: Lease
+    left: int
+    ends: int
+
+
+@dataclass(eq=False, slots=True)
+class _Reservation:
+    use: Use
+    debit: Debit
+    hold: HoldName
+    expire_time: int
+
+
+class Play:
+    """Workers that see a counter now and then, and one clock, which ``skew`` may put wrong.
+
+    ``uses`` is what was admitted; ``debited`` is what windows were left with by all that
+    was done to them, by slot; ``denied`` are those whom a counter was shown that had no room.
+    """
+
+    def __init__(self, rule: Rule, *, skew: dict[str, int] | None = None) -> None:
+        self.rule = rule
+        self.algorithm = rule.algorithm()
+        self.now = NOON
+        self.counter: Counter | None = None
+        self.seen: dict[str, Counter | None] = {}
+        self.uses: list[Use] = []
+        self.debited: Tally[int] = Tally()
+        self.denied: list[tuple[Counter | None, int]] = []
+        self._skew = skew or {}
+        self._slices: dict[str, _Slice] = {}
+        self._reservations: list[_Reservation] = []
+        self._under_way: list[Callable[[], object]] = []
+        self._nonces = 0
+
+    def clock(self, worker: str) -> int:
+        return self.now + self._skew.get(worker, 0)
+
+    def wait(self, span: int) -> None:
+        self.now += span
+
+    def look(self, worker: str) -> None:
+        self.seen[worker] = self.counter
+
+    def consume(self, worker: str, units: int) -> None:
+        """Debit units and admit them."""
+        if self._debit(worker, units, Step) is not None:
+            self.uses.append(Use(self.now, self.now, units))
+
+    def consume_late(self, worker: str, units: int) -> None:
+        """Send a debit that takes its time; if it is refused, the caller gives up."""
+        start, change = self.now, self._change(worker, units)
+        if change is None:
+            return
+        step = self._cleared(worker, Step(change))
+
+        def arrive() -> None:
+            if self._apply(worker, step):
+                self.uses.append(Use(start, self.now, units))
+
+        self._under_way.append(arrive)
+
+    def lease(self, worker: str, units: int) -> None:
+        """Take a slice, and one unit besides."""
+        if worker in self._slices:
+            return
+        self._nonces += 1
+        now = self.clock(worker)
+        leases: list[Lease] = []
+
+        def step(change: Change) -> Step:
+            amount = self.algorithm.certain(change, self.seen.get(worker))[1].amount
+            share = -(-amount * units // (units + 1))
+            leases.append(Lease(share, now + 2 * LEASED_FOR, str(self._nonces)))
+            return Step(change, lease=(worker, leases[-1]))
+
+        change = self._debit(worker, units + 1, step, ahead=LEASED_FOR)
+        if change is None or self.counter is None:
+            return
+        self.uses.append(Use(self.now, self.now, 1))
+        debit = self.algorithm.done(change, self.counter)
+        self._slices[worker] = _Slice(debit, leases[-1], units, self.now + LEASED_FOR)
+
+    def admit(self, worker: str, units: int) -> None:
+        """Use some of a slice, if it is not over."""
+        held = self._slices.get(worker)
+        if held is None or self.now >= held.ends or units > held.left:
+            return
+        if not self.algorithm.is_over(held.debit.slot, self.clock(worker)):
+            held.left -= units
+            self.uses.append(Use(self.now, self.now, units))
+
+    def give_back(self, worker: str, units: int) -> None:
+        """Return what is left of a slice; one whose time is long over is lost."""
+        held = self._slices.pop(worker, None)
+        if held is None or self.clock(worker) >= held.lease.until:
+            return
+        if units == 1:
+            self.look(worker)
+        for _ in range(2):
+            counter = self.seen[worker]
+            if counter is None:
+                return
+            lower = self.algorithm.refund(counter, held.debit, held.left, self.clock(worker))
+            if lower is None or self._apply(worker, Step(lower, ended=(worker, held.lease))):
+                return
+
+    def reserve(self, worker: str, units: int) -> None:
+        """Debit units that are settled later."""
+        expire_time = self.clock(worker) + EXPIRES_AFTER
+        until = -(-expire_time // _EXPIRY_STEP) * _EXPIRY_STEP
+        debits: list[Debit] = []
+
+        def step(change: Change) -> Step:
+            sure, debit = self.algorithm.certain(change, self.seen.get(worker))
+            debits.append(debit)
+            return Step(sure, hold=(HoldName(debit.slot, until), debit.amount))
+
+        if self._debit(worker, units, step) is None:
+            return
+        use = Use(self.now, self.now, units)
+        self.uses.append(use)
+        hold = HoldName(debits[-1].slot, until)
+        self._reservations.append(_Reservation(use, debits[-1], hold, expire_time))
+
+    def settle(self, worker: str, units: int) -> None:
+        """Give units of the oldest reservation back."""
+        self._settle(worker, units, 0)
+
+    def settle_newest(self, worker: str, units: int) -> None:
+        """Give units of the newest reservation back."""
+        self._settle(worker, units, -1)
+
+    def settle_late(self, worker: str, units: int) -> None:
+        """Send a settlement that takes its time."""
+        self._settle(worker, units, 0, late=True)
+
+    def release(self, worker: str) -> None:
+        """Give back what expired reservations hold of a window."""
+        if self.counter is None or self.rule.token:
+            return
+        for hold, amount in sorted(self.counter.holds.items()):
+            if hold.until <= self.clock(worker) and hold.slot in self.counter.levels:
+                assert self._apply(worker, Step(Lower(hold.slot, amount), release=(hold, amount)))
+                for held in [each for each in self._reservations if each.hold == hold]:
+                    self._reservations.remove(held)
+                    held.use.units = 0
+                return
+
+    def arrive(self) -> None:
+        """Let the oldest of what is under way take effect."""
+        if self._under_way:
+            self._under_way.pop(0)()
+
+    def _settle(self, worker: str, units: int, which: int, *, late: bool = False) -> None:
+        if not self._reservations or self.counter is None:
+            return
+        held = self._reservations.pop(which)
+        if held.expire_time <= self.clock(worker) or held.hold not in self.counter.holds:
+            return
+        units = min(units, held.use.units)
+        lower = self.algorithm.refund(self.counter, held.debit, units, self.clock(worker))
+        step = Step(lower, unhold=(held.hold, held.debit.amount))
+
+        def arrive() -> None:
+            if self._apply(worker, step):
+                held.use.units -= units
+
+        if late:
+            self._under_way.append(arrive)
+        else:
+            arrive()
+
+    def _debit(
+        self, worker: str, units: int, step: Callable[[Change], Step], *, ahead: int = 0
+    ) -> Change | None:
+        """Return what debited the units, None if there is no room for them."""
+        for _ in range(3):
+            change = self._change(worker, units, ahead=ahead)
+            if change is not None:
+                if self._apply(worker, self._cleared(worker, step(change))):
+                    return change
+            elif self.seen.get(worker) is self.counter:
+                if not ahead:
+                    self.denied.append((self.counter, units))
+                return None
+            else:
+                self.look(worker)
+        raise AssertionError("with nobody else about, the second try is the last")
+
+    def _change(self, worker: str, units: int, *, ahead: int = 0) -> Change | None:
+        now = self.clock(worker)
+        return self.algorithm.change(self.seen.get(worker), units, now, ahead=ahead)
+
+    def _cleared(self, worker: str, step: Step) -> Step:
+        """Return the step with what no longer counts after it."""
+        seen = self.seen.get(worker)
+        if seen is None or step.change is None or isinstance(step.change, Lower):
+            return step
+        return replace(step, drop=self.algorithm.dropped(seen, step.change))
+
+    def _apply(self, worker: str, step: Step) -> bool:
+        before, after = self.counter, applied(self.counter, step)
+        self.look(worker)
+        if after is None:
+            return False
+        self.counter = self.seen[worker] = after
+        if step.change is not None:
+            slot = step.change.slot
+            self.debited[slot] += after.level(slot) - (before.level(slot) if before else 0)
+        return True
+
+
+def _inside(uses: Sequence[Use], first: int, last: int) -> int:
+    return sum(use.units for use in uses if first <= use.start and use.end <= last)
