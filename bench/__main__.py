@@ -85,7 +85,7 @@ def _measured(names: Sequence[str], rounds: int, seconds: float) -> Report:
             report.store_calls = store_calls(deployment)
         if _UNUSED in names:
             status.update(_UNUSED)
-            report.unused = unused(deployment, rounds)
+            report.unused = unused(deployment)
         status.update("stopping the stores and the service")
     return report
 

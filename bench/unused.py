@@ -21,14 +21,16 @@ from tests.support.service import CALL_SECONDS, Service
 if TYPE_CHECKING:
     from bench.deployment import Deployment
 
-_LIMIT: Final = 1_000
-_WINDOW_SECONDS: Final = 2
+_LIMIT: Final = 1_800
+# A sub-window of sixty is a tenth of a second then.
+_WINDOW_SECONDS: Final = 6
 # So much more is asked for than the limit, evenly over the window.
-_DEMAND: Final = 1.2
+_DEMAND: Final = 1.1
 _WORKERS: Final = 2
 _CALLERS: Final = 16
-# In the first window slices grow and callers find their pace.
-_WARM_UP_WINDOWS: Final = 2
+# In the first window callers find their pace, and what slides is used for the first time.
+_WARM_UP_WINDOWS: Final = 1
+_WINDOWS: Final = 3
 
 _TABLE: Final = """
 [quotas.{name}]
@@ -52,8 +54,8 @@ class Unused:
     writes: float
 
 
-def unused(deployment: Deployment, windows: int) -> list[Unused]:
-    """Return what two workers leave of the limit of each algorithm, in so many windows."""
+def unused(deployment: Deployment) -> list[Unused]:
+    """Return what two workers leave of the limit of each algorithm."""
     names = [algorithm.value for algorithm in AlgorithmName]
     tables = [_TABLE.format(name=name, limit=_LIMIT, window=_WINDOW_SECONDS) for name in names]
     with ExitStack() as stack:
@@ -73,16 +75,14 @@ def unused(deployment: Deployment, windows: int) -> list[Unused]:
             data_access_pb2_grpc.DataAccessStub(stack.enter_context(service.channel()))
             for _ in range(_CALLERS)
         ]
-        return [_of(service, stubs, name, windows) for name in names]
+        return [_of(service, stubs, name) for name in names]
 
 
-def _of(
-    service: Service, stubs: list[data_access_pb2_grpc.DataAccessStub], name: str, windows: int
-) -> Unused:
+def _of(service: Service, stubs: list[data_access_pb2_grpc.DataAccessStub], name: str) -> Unused:
     request = data_access_pb2.QuotaRequest(quota=name, subject="hot")
     pause = _CALLERS * _WINDOW_SECONDS / (_LIMIT * _DEMAND)
     begins = time.time() // _WINDOW_SECONDS * _WINDOW_SECONDS + _WINDOW_SECONDS
-    ends = begins + (_WARM_UP_WINDOWS + windows) * _WINDOW_SECONDS
+    ends = begins + (_WARM_UP_WINDOWS + _WINDOWS) * _WINDOW_SECONDS
 
     def call(number: int) -> tuple[Counter[int], Counter[int]]:
         """Call at an even pace; return how many units were allowed, and asked for, by window."""
@@ -98,13 +98,17 @@ def _of(
             due += pause
         return allowed, asked
 
+    if name == AlgorithmName.TOKEN_BUCKET.value:
+        # It begins full, and would take long to be empty.
+        full = data_access_pb2.QuotaRequest(quota=name, subject="hot", cost=_LIMIT)
+        stubs[0].Quota(full, timeout=CALL_SECONDS)
     before = counter_writes(service)
     with ThreadPoolExecutor(_CALLERS) as pool:
         counted = list(pool.map(call, range(_CALLERS)))
     writes = counter_writes(service) - before
     allowed = sum((one for one, _ in counted), Counter[int]())
     asked = sum((one for _, one in counted), Counter[int]())
-    measured = range(_WARM_UP_WINDOWS, _WARM_UP_WINDOWS + windows)
+    measured = range(_WARM_UP_WINDOWS, _WARM_UP_WINDOWS + _WINDOWS)
     if any(asked[window] < _LIMIT for window in measured):
         raise BenchError("the machine is too slow to ask for more than the limit")
     return Unused(

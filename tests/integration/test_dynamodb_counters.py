@@ -395,9 +395,21 @@ def test_what_is_only_in_the_way_is_in_nobodys_way() -> None:
     assert engine.read() is None
 
 
-def test_a_condition_decides_whatever_else_is_in_the_way() -> None:
+def test_a_grant_decides_whatever_is_in_the_way_of_its_counter() -> None:
     engine = direct(Conflicting(1, "ConditionalCheckFailed", "TransactionConflict").client)
     assert engine.settle(grant(), SETTLED, raised()) == GrantStepped(done=False, grant_refused=True)
+
+
+def test_who_is_at_work_on_a_grant_is_waited_for() -> None:
+    """What the counter is refused for may be their doing, of which only the grant tells."""
+    pauses: list[float] = []
+    database = Conflicting(0, "TransactionConflict", "ConditionalCheckFailed")
+    engine = direct(database.client, pause=pauses.append)
+    engine.record(grant(), begun(2, hold=HELD))
+    settle(engine)
+    database.left = 2
+    assert settle(engine).grant == grant(settlement=SETTLED)
+    assert pauses == [0.01, 0.02]
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     from duostore_server.domain.algorithms import Algorithm, Debit
     from duostore_server.domain.counters import Change, Counter
 
-LIMIT: Final = 5
 WINDOW: Final = 12
 # A round moment: every slot of every rule begins here, too.
 NOON: Final = 12_000
-LEASED_FOR: Final = 3
+LEASED_FOR: Final = 6
 EXPIRES_AFTER: Final = 20
 _EXPIRY_STEP: Final = 8
 
@@ -33,37 +32,39 @@ class Rule:
     """An algorithm, and what it promises: slots and those before, or what a token takes."""
 
     name: str
+    limit: int
     length: int = WINDOW
     past: int = 0
     token: int = 0
 
     def algorithm(self) -> Algorithm:
         if self.token:
-            return TokenBucket(LIMIT, window=WINDOW, ahead=LEASED_FOR)
-        return Windows(LIMIT, length=self.length, past=self.past)
+            return TokenBucket(self.limit, window=WINDOW, ahead=LEASED_FOR)
+        return Windows(self.limit, length=self.length, past=self.past)
 
     def is_broken_by(self, uses: Sequence[Use]) -> bool:
         """Return whether more was admitted than is allowed, in whatever moments it was."""
         if self.token:
             return any(
-                (_inside(uses, first.start, last.end) - LIMIT) * self.token > last.end - first.start
+                (_inside(uses, first.start, last.end) - self.limit) * self.token
+                > last.end - first.start
                 for first in uses
                 for last in uses
                 if first.start <= last.end
             )
         if self.past:
             starts = [use.start for use in uses]
-            return any(_inside(uses, start, start + WINDOW) > LIMIT for start in starts)
+            return any(_inside(uses, start, start + WINDOW) > self.limit for start in starts)
         windows = {use.start // WINDOW for use in uses}
         return any(
-            _inside(uses, window * WINDOW, window * WINDOW + WINDOW - 1) > LIMIT
+            _inside(uses, window * WINDOW, window * WINDOW + WINDOW - 1) > self.limit
             for window in windows
         )
 
 
-FIXED: Final = Rule("fixed")
-SLIDING: Final = Rule("sliding", length=4, past=3)
-BUCKET: Final = Rule("bucket", token=3)
+FIXED: Final = Rule("fixed", 5)
+SLIDING: Final = Rule("sliding", 5, length=4, past=3)
+BUCKET: Final = Rule("bucket", 12, token=1)
 
 
 @dataclass(eq=False, slots=True)
@@ -127,6 +128,13 @@ class Play:
         if self._debit(worker, units, Step) is not None:
             self.uses.append(Use(self.now, self.now, units))
 
+    def exhaust(self, worker: str, _units: int) -> None:
+        """Debit and admit all that there is room for."""
+        self.look(worker)
+        room = self.algorithm.room(self.counter, self.clock(worker))
+        if room:
+            self.consume(worker, room)
+
     def consume_late(self, worker: str, units: int) -> None:
         """Send a debit that takes its time; if it is refused, the caller gives up."""
         start, change = self.now, self._change(worker, units)
@@ -164,9 +172,10 @@ class Play:
     def admit(self, worker: str, units: int) -> None:
         """Use some of a slice, if it is not over."""
         held = self._slices.get(worker)
-        if held is None or self.now >= held.ends or units > held.left:
+        if held is None or self.now >= held.ends:
             return
-        if not self.algorithm.is_over(held.debit.slot, self.clock(worker)):
+        units = min(units, held.left)
+        if units and not self.algorithm.is_over(held.debit.slot, self.clock(worker)):
             held.left -= units
             self.uses.append(Use(self.now, self.now, units))
 
@@ -239,17 +248,20 @@ class Play:
         if held.expire_time <= self.clock(worker) or held.hold not in self.counter.holds:
             return
         units = min(units, held.use.units)
-        lower = self.algorithm.refund(self.counter, held.debit, units, self.clock(worker))
-        step = Step(lower, unhold=(held.hold, held.debit.amount))
 
-        def arrive() -> None:
-            if self._apply(worker, step):
+        def settled(counter: Counter) -> Callable[[], bool]:
+            lower = self.algorithm.refund(counter, held.debit, units, self.clock(worker))
+            return lambda: self._apply(worker, Step(lower, unhold=(held.hold, held.debit.amount)))
+
+        def settle(by_now: Callable[[], bool]) -> None:
+            if by_now() or (self.counter is not None and settled(self.counter)()):
                 held.use.units -= units
 
+        first = settled(self.seen.get(worker) or self.counter)
         if late:
-            self._under_way.append(arrive)
+            self._under_way.append(lambda: settle(first))
         else:
-            arrive()
+            settle(first)
 
     def _debit(
         self, worker: str, units: int, step: Callable[[Change], Step], *, ahead: int = 0

@@ -149,6 +149,9 @@ class CounterTable:
         if refusals is None:
             return GrantStepped(done=True, grant=becomes)
         of_grant, of_counter = refusals if len(refusals) > 1 else (*refusals, _FAULTLESS)
+        if of_grant.conflicts:
+            # Who is at work on the grant may have changed the counter for it already.
+            return InConflict(unsure=self._lost.any)
         if of_grant.condition_failed or of_counter.condition_failed:
             return GrantStepped(
                 done=False,
