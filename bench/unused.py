@@ -100,8 +100,10 @@ def _of(service: Service, stubs: list[data_access_pb2_grpc.DataAccessStub], name
 
     if name == AlgorithmName.TOKEN_BUCKET.value:
         # It begins full, and would take long to be empty.
+        time.sleep(max(0.0, begins - time.time()))
         full = data_access_pb2.QuotaRequest(quota=name, subject="hot", cost=_LIMIT)
-        stubs[0].Quota(full, timeout=CALL_SECONDS)
+        if not stubs[0].Quota(full, timeout=CALL_SECONDS).allowed:
+            raise BenchError("a full bucket did not give all that it holds")
     before = counter_writes(service)
     with ThreadPoolExecutor(_CALLERS) as pool:
         counted = list(pool.map(call, range(_CALLERS)))

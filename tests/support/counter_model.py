@@ -48,6 +48,8 @@ def _leases(counter: Counter, step: Step) -> dict[str, Lease] | None:
 
 def _holds(counter: Counter, step: Step) -> dict[HoldName, int] | None:
     holds = dict(counter.holds)
+    if step.held is not None and sum(holds.values()) > step.held:
+        return None
     if step.hold is not None:
         hold, amount = step.hold
         holds[hold] = holds.get(hold, 0) + amount
@@ -92,7 +94,6 @@ def _may_rise(counter: Counter, change: Raise) -> bool:
         counter.epoch == change.slot
         and level <= change.most
         and (change.above is None or level > change.above)
-        and change.refunded in {None, counter.refunded}
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from duostore_server.access.accounts import Accounts
@@ -119,7 +119,6 @@ class Worker:
             prefix="",
             pause=lambda _: None,
             clock=world.monotonic,
-            now=lambda: datetime.fromtimestamp(world.now // SECOND, UTC),
         )
         counting = Counting(
             counters,

@@ -469,11 +469,6 @@ MUTANTS = {
     "a refund beside a refund": Mutant(
         BUCKET, bucket_of(_RefundsTwiceAtOnce, ahead=0), (*RESERVATIONS, "look")
     ),
-    "a refund beside a lease": Mutant(
-        BUCKET,
-        bucket_of(TokenBucket, ahead=0),
-        ("reserve", "settle", "lease", "admit", "exhaust"),
-    ),
 }
 
 

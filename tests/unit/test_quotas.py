@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import itertools
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from botocore.exceptions import ClientError
@@ -20,8 +21,11 @@ from duostore_server.domain.quotas import AlgorithmName, Mode
 from tests.support.quota_stack import MIDNIGHT, SECOND, World, quota
 from tests.support.simulated_memcached import Delivery, Fault
 
-WINDOWS = (AlgorithmName.FIXED_WINDOW, AlgorithmName.SLIDING_WINDOW)
 ALGORITHMS = tuple(AlgorithmName)
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def every_algorithm() -> pytest.MarkDecorator:
@@ -220,14 +224,35 @@ class TestRefunds:
         assert settled.refunded == 10
         assert not worker.ask(1).allowed
 
-    def test_a_bucket_gives_back_no_more_than_it_has_not_filled_again(self) -> None:
+    @every_algorithm()
+    @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+    def test_reservations_give_back_all_in_whatever_order(
+        self, algorithm: AlgorithmName, order: Sequence[int]
+    ) -> None:
+        world = World(quota(10, algorithm=algorithm))
+        worker = world.worker("w")
+        held = [worker.ask(cost, Mode.RESERVE) for cost in (2, 3, 4)]
+        used = (1, 0, 3)
+        for count, index in enumerate(order):
+            settled = worker.settling.settle(
+                "acme", held[index].reservation, Deadline.after(5), cost=used[index]
+            )
+            assert settled.committed == used[index]
+            left = sum(used[i] if i in order[: count + 1] else (2, 3, 4)[i] for i in range(3))
+            assert worker.ask(1, Mode.PEEK).remaining == 10 - left
+        assert worker.admitted(20) == 6
+
+    def test_what_a_bucket_holds_does_not_fill_again(self) -> None:
         world = World(quota(10, algorithm=AlgorithmName.TOKEN_BUCKET, window=60))
         worker = world.worker("w")
-        held = worker.ask(10, Mode.RESERVE)
-        world.pass_(30)
-        assert worker.admitted(10) == 5
-        worker.settling.settle("acme", held.reservation, Deadline.after(5), release=True)
-        assert worker.admitted(20) == 5
+        held = worker.ask(6, Mode.RESERVE)
+        assert worker.admitted(10) == 4
+        world.pass_(60)
+        assert worker.admitted(10) == 4
+        worker.settling.settle("acme", held.reservation, Deadline.after(5), cost=2)
+        assert worker.admitted(10) == 4
+        world.pass_(60)
+        assert worker.admitted(20) == 10
 
 
 class TestReservations:
@@ -272,10 +297,31 @@ class TestReservations:
         world.pass_(30)
         with pytest.raises(ReservationNotFoundError):
             worker.settling.settle("acme", held.reservation, Deadline.after(5), cost=1)
+        if algorithm is AlgorithmName.TOKEN_BUCKET:
+            return  # It fills from then on: see below.
         assert worker.admitted(1) == 0
         assert world.worker("other").ask(1, Mode.PEEK).remaining == 0
 
-    @pytest.mark.parametrize("algorithm", WINDOWS, ids=lambda each: each.value)
+    def test_what_expired_of_a_bucket_fills_again_from_then_on(self) -> None:
+        world = World(
+            quota(10, algorithm=AlgorithmName.TOKEN_BUCKET, window=60, reservation_ttl=80)
+        )
+        worker = world.worker("w")
+        assert worker.ask(10, Mode.RESERVE).allowed
+        denied = worker.ask()
+        assert denied.retry_after is not None
+        assert denied.retry_after >= 80 * SECOND
+        world.pass_(80)
+        assert not worker.ask().allowed
+        world.pass_(30)
+        remaining = worker.ask(1, Mode.PEEK).remaining
+        assert remaining == 5
+        assert worker.admitted(20) == remaining
+        world.spent()
+        assert worker.admitted(20) == 0
+        assert world.spent() == []
+
+    @every_algorithm()
     def test_what_expired_is_released_if_so_configured(self, algorithm: AlgorithmName) -> None:
         world = World(
             quota(10, algorithm=algorithm, window=3600, reservation_ttl=60, release_expired=True)

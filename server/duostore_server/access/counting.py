@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from duostore_server.domain.algorithms import hopeful
+from duostore_server.domain.algorithms import hopeful, nanoseconds
 from duostore_server.domain.counters import Lease, Lower, Step
 from duostore_server.domain.errors import Store, StoreOverloadedError
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from duostore_server.access.accounts import Account
-    from duostore_server.domain.counters import Change, Counter, HoldName
+    from duostore_server.domain.counters import Change, Counter, Debiting, HoldName
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.ports import Counters
 
@@ -23,6 +24,10 @@ _TRIES: Final = 16
 _SLICE_SHARE: Final = 2
 # So many times as long as it is admitted from, a slice may be given back.
 _RETURNED_WITHIN: Final = 2
+# After so many windows a counter is as if it had never been.
+_MATTERS_FOR: Final = 3
+# So much is never held.
+_ANY_AMOUNT: Final = 10**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class Ahead:
 class Plan:
     """The next try: a change that debits the units asked for, and ``extra`` ones to lease."""
 
-    change: Change
+    change: Debiting
     extra: int
     now: int
 
@@ -81,7 +86,9 @@ class Counting:
         """Return whether units cannot fit, whatever became of the counter since it was seen."""
         if account.seen is None:
             return False
-        best = hopeful(account.seen, now, worker=self.worker, keep_expired=account.quota.releases)
+        best = hopeful(
+            account.seen, now, worker=self.worker, keep_expired=account.quota.release_expired
+        )
         return account.algorithm.change(best, units, now) is None
 
     def look(self, account: Account, deadline: Deadline) -> Counter | None:
@@ -99,20 +106,17 @@ class Counting:
             step = planning.step(plan.change)
             lease = None
             if plan.extra and ahead is not None:
-                lease = self._lease(account, planning.counter, plan, units, ahead)
+                lease = Lease(
+                    account.algorithm.amount(plan.extra),
+                    plan.now + _RETURNED_WITHIN * ahead.span,
+                    self.new_id(),
+                )
                 step = replace(step, lease=(self.worker, lease))
             stepped = self.counters.apply(account.key, step, deadline)
             planning.met(stepped.counter)
             if stepped.done:
                 return Looked(stepped.counter, fresh=True, plan=plan, lease=lease)
         return Looked(planning.counter, fresh=planning.fresh)
-
-    def _lease(
-        self, account: Account, counter: Counter | None, plan: Plan, units: int, ahead: Ahead
-    ) -> Lease:
-        amount = account.algorithm.certain(plan.change, counter)[1].amount
-        share = -(-amount * plan.extra // (units + plan.extra))
-        return Lease(share, plan.now + _RETURNED_WITHIN * ahead.span, self.new_id())
 
 
 class Planning:
@@ -131,24 +135,100 @@ class Planning:
         """Take note of the counter as the store has just told it."""
         self.counter = self._account.seen = counter
         self.fresh = True
+        self.now = self._counting.clock()
 
     def look(self) -> None:
         """Ask the store how the counter is."""
         self.met(self._counting.look(self._account, self._deadline))
 
     def next(self, units: int, ahead: Ahead | None = None) -> Plan | None:
-        """Return what to try next; None if there is no room for the units.
+        """Return what to try next to debit units; None if there is no room for them.
 
         That is so if the counter has none as it stands now or, whatever may have been given
         back since it was seen, can have none. Raises ``StoreOverloadedError`` if others
         were quicker again and again.
         """
+        return self._next(partial(self._plan, ahead=ahead), units)
+
+    def after_expiry(self) -> Counter | None:
+        """Return the counter as if what expired had been seen to."""
+        if self.counter is None:
+            return None
+        account = self._account
+        return account.algorithm.after_expiry(
+            self.counter, self._expired(self.counter), release=account.quota.release_expired
+        )
+
+    def reserve(self, units: int) -> Plan | None:
+        """Return what to try next, as ``next`` does, to hold units."""
+        return self._next(self._reserve, units)
+
+    def step(
+        self,
+        change: Change | None,
+        *,
+        hold: tuple[HoldName, int] | None = None,
+        unhold: tuple[HoldName, int] | None = None,
+        release: tuple[HoldName, int] | None = None,
+        fits: bool = False,
+    ) -> Step:
+        """Return the step of a change, which clears away what no longer counts.
+
+        It requires that no more is held than was seen, unless it ``fits`` anyway.
+        """
+        algorithm, counter = self._account.algorithm, self.counter
+        held = algorithm.held(counter)
+        step = Step(
+            change,
+            hold=hold,
+            unhold=unhold,
+            release=release,
+            held=_ANY_AMOUNT if fits and held is not None else held,
+            until=self.now + _MATTERS_FOR * nanoseconds(self._account.quota.window),
+        )
+        if counter is None:
+            return step
+        drop: tuple[int, ...] = ()
+        begins = False
+        if change is not None and not isinstance(change, Lower):
+            drop = algorithm.dropped(counter, change)
+            begins = change.slot != counter.epoch
+        leases = [
+            name
+            for name, lease in counter.leases.items()
+            if name != self._counting.worker and (begins or lease.until <= self.now)
+        ]
+        named = {each[0] for each in (hold, release) if each is not None}
+        holds = [
+            each
+            for each, amount in counter.holds.items()
+            if each not in named and self._is_done_with(each, amount, drop)
+        ]
+        if unhold is not None and unhold[0] in holds:
+            # Its window is over: nothing of it can be given back.
+            step = replace(step, unhold=None)
+        return replace(step, forget=(*leases, *holds), drop=drop)
+
+    def _is_done_with(self, hold: HoldName, amount: int, drop: tuple[int, ...]) -> bool:
+        """Return whether a hold no longer counts, and may be forgotten."""
+        if self.counter is None or hold.slot in drop or hold.slot not in self.counter.levels:
+            return True
+        return hold.until <= self.now and (not amount or not self._is_seen_to(hold))
+
+    def _is_seen_to(self, hold: HoldName) -> bool:
+        """Return whether something has to be done for a hold when it expires."""
+        counter, account = self.counter, self._account
+        if counter is None or hold.slot not in counter.levels:
+            return False
+        return account.quota.release_expired or account.algorithm.held(counter) is not None
+
+    def _next(self, plan_of: Callable[[int], Plan | None], units: int) -> Plan | None:
         self._tries += 1
         if self._tries > _TRIES:
             raise StoreOverloadedError(Store.DYNAMODB)
-        while (plan := self._plan(units, ahead)) is None:
+        while (plan := plan_of(units)) is None:
             if self.fresh:
-                if not self._release():
+                if not self._expire():
                     return None
             elif self._counting.rules_out(self._account, units, self.now):
                 return None
@@ -156,50 +236,7 @@ class Planning:
                 self.look()
         return plan
 
-    def without_expired(self) -> Counter | None:
-        """Return the counter as if what expired reservations held had been given back."""
-        counter = self.counter
-        if counter is None:
-            return None
-        levels = dict(counter.levels)
-        for hold, amount in self._expired(counter):
-            levels[hold.slot] -= amount
-        return replace(counter, levels=levels)
-
-    def step(
-        self,
-        change: Change | Lower | None,
-        *,
-        hold: tuple[HoldName, int] | None = None,
-        unhold: tuple[HoldName, int] | None = None,
-    ) -> Step:
-        """Return the step of a change, which clears away what no longer counts."""
-        counter = self.counter
-        if counter is None:
-            return Step(change, hold=hold)
-        drop: tuple[int, ...] = ()
-        begins = False
-        if change is not None and not isinstance(change, Lower):
-            drop = self._account.algorithm.dropped(counter, change)
-            begins = change.slot != counter.epoch
-        leases = [
-            name
-            for name, lease in counter.leases.items()
-            if name != self._counting.worker and (begins or lease.until <= self.now)
-        ]
-        holds = [
-            each
-            for each in counter.holds
-            if each.slot in drop
-            or each.slot not in counter.levels
-            or (each.until <= self.now and not self._account.quota.releases)
-        ]
-        if unhold is not None and unhold[0] in holds:
-            # Its window is over: what it holds can no longer be given back.
-            unhold = None
-        return Step(change, hold=hold, unhold=unhold, forget=(*leases, *holds), drop=drop)
-
-    def _plan(self, units: int, ahead: Ahead | None) -> Plan | None:
+    def _plan(self, units: int, ahead: Ahead | None = None) -> Plan | None:
         algorithm = self._account.algorithm
         now = self.now = self._counting.clock()
         if ahead is not None and self.counter is not None:
@@ -212,23 +249,28 @@ class Planning:
         change = algorithm.change(self.counter, units, now)
         return None if change is None else Plan(change, 0, now)
 
-    def _release(self) -> bool:
-        """Give back what one of the expired reservations held; return whether there was one."""
-        if self.counter is None:
+    def _reserve(self, units: int) -> Plan | None:
+        now = self.now = self._counting.clock()
+        change = self._account.algorithm.reserve(self.counter, units, now)
+        return None if change is None else Plan(change, 0, now)
+
+    def _expire(self) -> bool:
+        """See to one of the reservations that have expired; return whether there was one."""
+        counter, account = self.counter, self._account
+        if counter is None:
             return False
-        for hold, amount in self._expired(self.counter):
-            step = Step(Lower(hold.slot, amount), release=(hold, amount))
+        for hold in self._expired(counter):
+            change = account.algorithm.expire(counter, hold, release=account.quota.release_expired)
+            step = self.step(change, release=(hold, counter.holds[hold]), fits=True)
             apply = self._counting.counters.apply
-            self.met(apply(self._account.key, step, self._deadline).counter)
+            self.met(apply(account.key, step, self._deadline).counter)
             return True
         return False
 
-    def _expired(self, counter: Counter) -> list[tuple[HoldName, int]]:
-        """Return what is held by reservations that have expired, if it is to be given back."""
-        if not self._account.quota.releases:
-            return []
+    def _expired(self, counter: Counter) -> list[HoldName]:
+        """Return the holds that have expired, and for which something has to be done."""
         return [
-            (hold, amount)
-            for hold, amount in sorted(counter.holds.items())
-            if hold.until <= self.now and hold.slot in counter.levels
+            hold
+            for hold in sorted(counter.holds)
+            if hold.until <= self.now and counter.holds[hold] and self._is_seen_to(hold)
         ]

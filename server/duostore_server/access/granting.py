@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from duostore_server.access.accounts import Account
-    from duostore_server.access.counting import Counting
-    from duostore_server.domain.algorithms import Debit
+    from duostore_server.access.counting import Counting, Plan
     from duostore_server.domain.deadline import Deadline
 
 # What reservations hold is counted together with that of others which expire about then.
@@ -67,14 +66,13 @@ class Granting:
         request = self._request(account, units, mode, idempotency_key)
         planning = Planning(self._counting, account, deadline)
         for _ in range(_TRIES):
-            plan = planning.next(units)
+            plan = planning.reserve(units) if mode is Mode.RESERVE else planning.next(units)
             if plan is None:
                 earlier = self._earlier(request, planning.now, deadline)
                 return earlier or Looked(planning.counter, fresh=planning.fresh)
-            change, debit = account.algorithm.certain(plan.change, planning.counter)
-            grant = self._grant(request, debit, plan.now)
+            grant = self._grant(request, plan)
             hold = None if grant.hold is None else (grant.hold, grant.amount)
-            step = planning.step(change, hold=hold)
+            step = planning.step(plan.change, hold=hold)
             stepped = self._counting.counters.record(grant, step, plan.now, deadline)
             if stepped.done:
                 return Granted(grant)
@@ -100,23 +98,21 @@ class Granting:
             return None
         return _replayed(grant, request)
 
-    def _grant(self, request: _Request, debit: Debit, now: int) -> Grant:
+    def _grant(self, request: _Request, plan: Plan) -> Grant:
         hold, expire_time = None, None
         if request.mode is Mode.RESERVE:
             ttl = nanoseconds(request.account.quota.reservation_ttl)
-            expire_time = now + ttl
+            expire_time = plan.now + ttl
             step = max(_LEAST_EXPIRY_STEP, ttl // _EXPIRY_STEPS)
-            hold = HoldName(debit.slot, -(-expire_time // step) * step)
+            hold = HoldName(plan.change.slot, -(-expire_time // step) * step)
         return Grant(
             counter=request.account.key,
             id=request.id,
             request_hash=request.request_hash,
             cost=request.units,
-            slot=debit.slot,
-            amount=debit.amount,
-            end=debit.end,
-            refunded=debit.refunded,
-            forget_time=self._keep + (expire_time or now),
+            slot=plan.change.slot,
+            amount=request.account.algorithm.amount(request.units),
+            forget_time=self._keep + (expire_time or plan.now),
             hold=hold,
             expire_time=expire_time,
         )

@@ -207,7 +207,7 @@ class Leasing:
         account.slice = Slice(
             units=looked.plan.extra,
             left=looked.plan.extra,
-            debit=account.algorithm.done(looked.plan.change, looked.counter),
+            debit=account.algorithm.done(looked.plan.extra, looked.plan.change, looked.counter),
             lease=looked.lease,
             ends=account.filled + account.quota.lease_time.total_seconds(),
             reset_time=account.algorithm.reset_time(looked.counter, looked.plan.now),

@@ -133,7 +133,7 @@ class Quotas:
     def _peek(self, account: Account, units: int, deadline: Deadline) -> QuotaAnswer:
         planning = Planning(self._counting, account, deadline)
         planning.look()
-        counter = planning.without_expired()
+        counter = planning.after_expiry()
         algorithm, now = account.algorithm, planning.now
         retry_time = algorithm.retry_time(counter, units, now)
         allowed = retry_time is not None and retry_time <= now

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from duostore_server.access.accounts import Account
 from duostore_server.access.counting import Planning
 from duostore_server.access.quota_checks import check_settle
-from duostore_server.domain.algorithms import Debit, algorithm_of
+from duostore_server.domain.algorithms import algorithm_of
 from duostore_server.domain.counters import Settlement
 from duostore_server.domain.errors import (
     DuplicateInProgressError,
@@ -85,8 +85,12 @@ class Settling:
             else:
                 if not tried:
                     planning.look()
-                if _was_released(grant, planning.counter):
-                    raise ReservationNotFoundError
+                if _is_gone(grant, planning.counter):
+                    # Settled by another call since it was found, or expired by another's clock.
+                    grant = self._counting.counters.find(tenant, reservation, deadline)
+                    if grant is None or grant.settlement is None:
+                        raise ReservationNotFoundError
+                    return _earlier(grant.settlement, cost)
                 settlement, step = self._planned(grant, cost, account, planning)
             stepped = self._counting.counters.settle(grant, settlement, step, deadline)
             if stepped.done:
@@ -112,26 +116,19 @@ class Settling:
         self, grant: Grant, cost: int | None, account: Account, planning: Planning
     ) -> tuple[Settlement, Step | None]:
         """Return what the settlement comes to, and the step that goes with it."""
-        counter = planning.counter
+        algorithm, counter, now = account.algorithm, planning.counter, planning.now
+        settlement, beyond = _within(grant, cost), False
+        if cost is not None and cost > grant.cost:
+            beyond = algorithm.covers(counter, grant, cost, now)
+        if beyond and cost is not None:
+            settlement = Settlement(cost, cost, 0, covered=True)
         unhold = None
         if counter is not None and grant.hold is not None and grant.hold in counter.holds:
             unhold = (grant.hold, grant.amount)
-        extra = (cost or 0) - grant.cost
-        if extra > 0:
-            change = account.algorithm.change(counter, extra, planning.now)
-            if change is None:
-                short = Settlement(cost, grant.cost, 0, covered=False)
-                return short, planning.step(None, unhold=unhold) if unhold else None
-            return Settlement(cost, grant.cost + extra, 0, covered=True), planning.step(
-                change, unhold=unhold
-            )
-        settlement = _within(grant, cost)
-        if counter is None or unhold is None:
+        if unhold is None and not beyond:
             return settlement, None
-        lower = account.algorithm.refund(
-            counter, Debit.of(grant), settlement.refunded, planning.now
-        )
-        return settlement, planning.step(lower, unhold=unhold)
+        change = algorithm.settle(counter, grant, settlement.committed, now)
+        return settlement, planning.step(change, unhold=unhold, fits=not beyond)
 
 
 def _within(grant: Grant, cost: int | None) -> Settlement:
@@ -141,11 +138,8 @@ def _within(grant: Grant, cost: int | None) -> Settlement:
     return Settlement(cost, committed, grant.cost - committed, covered=covered)
 
 
-def _was_released(grant: Grant, counter: Counter | None) -> bool:
-    """Return whether its counter has been given back already what a reservation held.
-
-    Its hold is gone then, though its slot still counts: it had expired by another's clock.
-    """
+def _is_gone(grant: Grant, counter: Counter | None) -> bool:
+    """Return whether a counter no longer has what a reservation holds, though its slot counts."""
     if counter is None or grant.hold is None or grant.slot not in counter.levels:
         return False
     return counter.holds.get(grant.hold, 0) < grant.amount

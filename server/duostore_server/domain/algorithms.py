@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-from duostore_server.domain.counters import Begin, Counter, Grant, Lower, Raise
+from duostore_server.domain.counters import Begin, Counter, Lower, Raise
 from duostore_server.domain.quotas import AlgorithmName
 
 if TYPE_CHECKING:
-    from duostore_server.domain.counters import Change
+    from collections.abc import Iterable
+
+    from duostore_server.domain.counters import Change, Debiting, Grant, HoldName
     from duostore_server.domain.quotas import Quota
 
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -27,20 +29,15 @@ _BUCKET: Final = 0
 
 @dataclass(frozen=True, slots=True)
 class Debit:
-    """What was added to a level: ``end`` is that level afterwards, or less.
+    """What was added to a level, of which some may be given back.
 
-    ``refunded`` is what had been given back of the counter by then.
+    ``end`` is that level afterwards, ``refunded`` what it had been lowered by until then.
     """
 
     slot: int
     amount: int
     end: int
     refunded: int
-
-    @classmethod
-    def of(cls, grant: Grant) -> Debit:
-        """Return what a grant debited."""
-        return cls(grant.slot, grant.amount, grant.end, grant.refunded)
 
 
 class Algorithm(Protocol):
@@ -51,9 +48,13 @@ class Algorithm(Protocol):
         """The limit in force."""
         ...
 
+    def amount(self, units: int) -> int:
+        """Return the amount that units are."""
+        ...
+
     def change(
         self, counter: Counter | None, units: int, now: int, *, ahead: int = 0
-    ) -> Change | None:
+    ) -> Debiting | None:
         """Return how to debit units; None if the counter has no room for them.
 
         ``ahead`` is how long after ``now`` they may still be admitted, if they are to be
@@ -61,16 +62,44 @@ class Algorithm(Protocol):
         """
         ...
 
-    def certain(self, change: Change, counter: Counter | None) -> tuple[Change, Debit]:
-        """Return the change with a condition that makes sure of what it debits, and that."""
-        ...
-
-    def done(self, change: Change, after: Counter) -> Debit:
-        """Return what a change has debited that left the counter so."""
+    def done(self, units: int, change: Debiting, after: Counter) -> Debit:
+        """Return what a change has debited, for so many units, that left the counter so."""
         ...
 
     def refund(self, counter: Counter, debit: Debit, units: int, now: int) -> Lower | None:
         """Return how to give back the last units of a debit; None if time has done so."""
+        ...
+
+    def reserve(self, counter: Counter | None, units: int, now: int) -> Debiting | None:
+        """Return how to make sure that units can be held; None if there is no room for them."""
+        ...
+
+    def settle(self, counter: Counter | None, grant: Grant, used: int, now: int) -> Change | None:
+        """Return how to debit what was used of a hold; None if no level changes.
+
+        ``used`` are at most the units that are held, and those ``covers`` found room for.
+        """
+        ...
+
+    def covers(self, counter: Counter | None, grant: Grant, used: int, now: int) -> bool:
+        """Return whether there is room for what was used, in place of what is held."""
+        ...
+
+    def expire(self, counter: Counter, hold: HoldName, *, release: bool) -> Change | None:
+        """Return how to debit what a hold that expired counts for; None if no level changes.
+
+        With ``release`` that is nothing.
+        """
+        ...
+
+    def after_expiry(
+        self, counter: Counter, holds: Iterable[HoldName], *, release: bool
+    ) -> Counter:
+        """Return the counter as if these holds had expired, and were gone."""
+        ...
+
+    def held(self, counter: Counter | None) -> int | None:
+        """Return what is held beside the levels; None if levels hold it."""
         ...
 
     def is_over(self, slot: int, now: int) -> bool:
@@ -121,7 +150,7 @@ class Windows:
         now: int,
         *,
         ahead: int = 0,  # noqa: ARG002 - is_over bounds how long they may be admitted
-    ) -> Change | None:
+    ) -> Debiting | None:
         slot = self._slot(counter, now)
         most = self._limit - self._before(counter, slot) - units
         if counter is None:
@@ -135,18 +164,43 @@ class Windows:
         counted = epoch >= self._first(slot)
         return Begin(slot, units, epoch, counter.level(epoch) + most if counted else _ANY_LEVEL)
 
-    def certain(self, change: Change, counter: Counter | None) -> tuple[Change, Debit]:  # noqa: ARG002 - what a slot was given, it can give back
-        amount = change.level if isinstance(change, Begin) else change.amount
-        return change, Debit(change.slot, amount, 0, 0)
+    def amount(self, units: int) -> int:
+        return units
 
-    def done(self, change: Change, after: Counter) -> Debit:  # noqa: ARG002 - as certain
-        return self.certain(change, None)[1]
+    def done(self, units: int, change: Debiting, after: Counter) -> Debit:
+        return Debit(change.slot, units, after.level(change.slot), after.refunded)
 
     def refund(self, counter: Counter, debit: Debit, units: int, now: int) -> Lower | None:
-        if not units or debit.slot not in counter.levels:
+        return self._back(counter, debit.slot, units, now)
+
+    def reserve(self, counter: Counter | None, units: int, now: int) -> Debiting | None:
+        return self.change(counter, units, now)
+
+    def settle(self, counter: Counter | None, grant: Grant, used: int, now: int) -> Change | None:
+        if used > grant.cost:
+            return self.change(counter, used - grant.cost, now)
+        if counter is None:
             return None
-        counted = debit.slot >= self._first(self._slot(counter, now))
-        return Lower(debit.slot, units) if counted else None
+        return self._back(counter, grant.slot, grant.cost - used, now)
+
+    def covers(self, counter: Counter | None, grant: Grant, used: int, now: int) -> bool:
+        return self.change(counter, used - grant.cost, now) is not None
+
+    def expire(self, counter: Counter, hold: HoldName, *, release: bool) -> Change | None:
+        return Lower(hold.slot, counter.holds[hold]) if release else None
+
+    def after_expiry(
+        self, counter: Counter, holds: Iterable[HoldName], *, release: bool
+    ) -> Counter:
+        levels, left = dict(counter.levels), dict(counter.holds)
+        for hold in holds:
+            amount = left.pop(hold)
+            if release and hold.slot in levels:
+                levels[hold.slot] -= amount
+        return replace(counter, levels=levels, holds=left)
+
+    def held(self, counter: Counter | None) -> int | None:  # noqa: ARG002 - whatever it is
+        return None
 
     def is_over(self, slot: int, now: int) -> bool:
         return now >= slot + self._length
@@ -181,6 +235,11 @@ class Windows:
         slot = now - now % self._length
         return slot if counter is None else max(slot, counter.epoch)
 
+    def _back(self, counter: Counter, slot: int, units: int, now: int) -> Lower | None:
+        """Return how to give units of a slot back, unless it no longer counts."""
+        counted = slot in counter.levels and slot >= self._first(self._slot(counter, now))
+        return Lower(slot, units) if units and counted else None
+
     def _first(self, slot: int) -> int:
         """Return the first of the slots that count together with this one."""
         return slot - self._past * self._length
@@ -200,6 +259,9 @@ class TokenBucket:
     goes to the end of the level; a debit is allowed while that is not more than a whole
     bucket ahead of now. No span begins before its token is admitted and no two overlap, so
     that in any interval at most ``limit`` tokens are admitted, and those that it fills.
+
+    What reservations hold is kept beside the level, and does not fill again: level and holds
+    together are not more than a whole bucket. It gets its span when it is settled.
     """
 
     def __init__(self, limit: int, *, window: int, ahead: int = 0) -> None:
@@ -214,33 +276,18 @@ class TokenBucket:
     def limit(self) -> int:
         return self._limit
 
+    def amount(self, units: int) -> int:
+        return units * self._token
+
     def change(
         self, counter: Counter | None, units: int, now: int, *, ahead: int = 0
-    ) -> Change | None:
-        amount = units * self._token
-        most = now + self._burst - amount
-        floor = now + ahead
-        epoch = _BUCKET if counter is None else counter.epoch
-        level = max(floor, self._level(counter))
-        if level > most:
-            return None
-        if level == floor or epoch != _BUCKET:
-            return Begin(_BUCKET, floor + amount, epoch, floor)
-        return Raise(_BUCKET, amount, most, floor)
+    ) -> Debiting | None:
+        amount = self.amount(units)
+        most = now + self._burst - self.held(counter) - amount
+        return self._raise(counter, amount, most, now + ahead)
 
-    def certain(self, change: Change, counter: Counter | None) -> tuple[Change, Debit]:
-        if isinstance(change, Begin):
-            amount = change.level - change.most
-            return change, Debit(_BUCKET, amount, change.level, self._back(counter))
-        level = self._level(counter)
-        back = self._back(counter)
-        above = level - 1 if change.above is None else max(change.above, level - 1)
-        sure = replace(change, above=above, refunded=back)
-        return sure, Debit(_BUCKET, change.amount, level + change.amount, back)
-
-    def done(self, change: Change, after: Counter) -> Debit:
-        amount = change.level - change.most if isinstance(change, Begin) else change.amount
-        return Debit(_BUCKET, amount, self._level(after), after.refunded)
+    def done(self, units: int, change: Debiting, after: Counter) -> Debit:  # noqa: ARG002 - there is one level
+        return Debit(_BUCKET, self.amount(units), self._level(after), after.refunded)
 
     def refund(self, counter: Counter, debit: Debit, units: int, now: int) -> Lower | None:
         # What was given back since moved the debit's span to an earlier time, at most by that.
@@ -250,6 +297,42 @@ class TokenBucket:
         amount = min(units * self._token, debit.amount, end - now - self._ahead)
         return Lower(_BUCKET, amount, counter.refunded) if amount > 0 else None
 
+    def reserve(self, counter: Counter | None, units: int, now: int) -> Debiting | None:
+        most = now + self._burst - self.held(counter) - self.amount(units)
+        return self._raise(counter, 0, most, now)
+
+    def settle(self, counter: Counter | None, grant: Grant, used: int, now: int) -> Change | None:
+        if not used:
+            return None
+        if used > grant.cost:
+            return self._raise(counter, *self._beyond(counter, grant, used, now), now)
+        # What is held was found to fit.
+        return self._raise(counter, -(-grant.amount * used // grant.cost), _ANY_LEVEL, now)
+
+    def covers(self, counter: Counter | None, grant: Grant, used: int, now: int) -> bool:
+        amount, most = self._beyond(counter, grant, used, now)
+        return self._raise(counter, amount, most, now) is not None
+
+    def expire(self, counter: Counter, hold: HoldName, *, release: bool) -> Change | None:
+        if release:
+            return None
+        return self._raise(counter, counter.holds[hold], _ANY_LEVEL, hold.until)
+
+    def after_expiry(
+        self, counter: Counter, holds: Iterable[HoldName], *, release: bool
+    ) -> Counter:
+        level, left = self._level(counter), dict(counter.holds)
+        for hold in sorted(holds, key=lambda each: each.until):
+            amount = left.pop(hold)
+            if hold.slot == _BUCKET and not release:
+                level = max(level, hold.until) + amount
+        return replace(counter, epoch=_BUCKET, levels={_BUCKET: level}, holds=left)
+
+    def held(self, counter: Counter | None) -> int:
+        if counter is None:
+            return 0
+        return sum(amount for hold, amount in counter.holds.items() if hold.slot == _BUCKET)
+
     def is_over(self, slot: int, now: int) -> bool:  # noqa: ARG002 - ahead bounds it
         return False
 
@@ -257,7 +340,8 @@ class TokenBucket:
         return tuple(slot for slot in counter.levels if slot != _BUCKET)
 
     def room(self, counter: Counter | None, now: int) -> int:
-        return max(0, (now + self._burst - self.reset_time(counter, now)) // self._token)
+        used = self.reset_time(counter, now) - now + self.held(counter)
+        return max(0, (self._burst - used) // self._token)
 
     def reset_time(self, counter: Counter | None, now: int) -> int:
         return max(now, self._level(counter))
@@ -265,14 +349,38 @@ class TokenBucket:
     def retry_time(self, counter: Counter | None, units: int, now: int) -> int | None:
         if units > self._limit:
             return None
-        return max(now, self.reset_time(counter, now) + units * self._token - self._burst)
+        amount, held, earliest = self.amount(units), self.held(counter), now
+        holds = {} if counter is None else counter.holds
+        for hold in sorted(holds, key=lambda each: each.until):
+            if held + amount <= self._burst:
+                break
+            if hold.slot == _BUCKET:
+                held, earliest = held - holds[hold], max(earliest, hold.until)
+        return max(earliest, self._level(counter) + held + amount - self._burst)
+
+    def _beyond(
+        self, counter: Counter | None, grant: Grant, used: int, now: int
+    ) -> tuple[int, int]:
+        """Return the amount of more than was held, and the most that the level may be for it."""
+        amount = grant.amount + self.amount(used - grant.cost)
+        held = self.held(counter) - grant.amount
+        return amount, now + self._burst - held - amount
+
+    def _raise(
+        self, counter: Counter | None, amount: int, most: int, floor: int
+    ) -> Debiting | None:
+        """Return how to add a span to the level, or to the floor if that is higher."""
+        epoch = _BUCKET if counter is None else counter.epoch
+        level = max(floor, self._level(counter))
+        if level > most:
+            return None
+        if level == floor or epoch != _BUCKET:
+            return Begin(_BUCKET, floor + amount, epoch, floor)
+        return Raise(_BUCKET, amount, most, floor)
 
     def _level(self, counter: Counter | None) -> int:
         """Return the level; 0 also if it was not a bucket before."""
         return 0 if counter is None or counter.epoch != _BUCKET else counter.level(_BUCKET)
-
-    def _back(self, counter: Counter | None) -> int:
-        return 0 if counter is None else counter.refunded
 
 
 def algorithm_of(quota: Quota, limit: int) -> Algorithm:
@@ -290,19 +398,19 @@ def algorithm_of(quota: Quota, limit: int) -> Algorithm:
 
 
 def hopeful(counter: Counter, now: int, *, worker: str, keep_expired: bool) -> Counter:
-    """Return the counter as if all were given back that may be: its levels are never lower.
+    """Return the counter as if all were given back that may be: it never has more room.
 
-    That is what reservations hold, expired ones too if ``keep_expired``, and what was leased
-    to other workers than this one.
+    That is what reservations hold, expired ones of windows too if ``keep_expired``, and what
+    was leased to other workers than this one.
     """
     levels = dict(counter.levels)
     for name, lease in counter.leases.items():
         if name != worker and lease.until > now:
             levels[counter.epoch] = levels.get(counter.epoch, 0) - lease.amount
     for hold, amount in counter.holds.items():
-        if hold.slot in levels and (keep_expired or hold.until > now):
+        if hold.slot != _BUCKET and hold.slot in levels and (keep_expired or hold.until > now):
             levels[hold.slot] -= amount
-    return replace(counter, levels=levels)
+    return Counter(counter.epoch, levels)
 
 
 def nanoseconds(span: timedelta) -> int:

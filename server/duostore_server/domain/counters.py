@@ -47,8 +47,9 @@ class Counter:
     """A counter as the store has it.
 
     ``leases`` are the last ones of each worker, ``holds`` the amounts that reservations
-    hold: of both, some may be given back. ``refunded`` is the amount that was given back
-    since the counter exists.
+    hold: of both, some may be given back. What windows hold is a part of their levels; what
+    a token bucket holds is not. ``refunded`` is the amount that levels were lowered by since
+    the counter exists.
     """
 
     epoch: int
@@ -67,14 +68,13 @@ class Raise:
     """Raises the level of the newest slot by an amount.
 
     Requires that ``slot`` is the epoch still, and its level at most ``most`` and, if it is
-    set, above ``above``. ``refunded``, if set, must be what was given back by then.
+    set, above ``above``.
     """
 
     slot: int
     amount: int
     most: int
     above: int | None = None
-    refunded: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +110,23 @@ class Step:
     ``change`` may be None for one that changes no level. Besides it, ``lease`` becomes that
     of the worker; ``ended`` must be the lease of the worker, and goes. ``hold`` is raised by
     its amount; ``unhold`` must be at least its amount, and is lowered by it.
-    ``release`` must be exactly its amount, and goes. ``forget`` are leases (names of workers)
-    and holds that no longer count, and ``drop`` slots: what is there of them goes.
+    ``release`` must be exactly its amount, and goes. If ``held`` is set, all that is held
+    together must be at most that, and is kept count of: it always is set, or never, of one
+    counter. ``forget`` are leases (names of workers) and holds that no longer count, and
+    ``drop`` slots: what is there of them goes. ``until``, if set, is when the counter no
+    longer matters.
     """
 
-    change: Raise | Begin | Lower | None
+    change: Change | None
     lease: tuple[str, Lease] | None = None
     ended: tuple[str, Lease] | None = None
     hold: tuple[HoldName, int] | None = None
     unhold: tuple[HoldName, int] | None = None
     release: tuple[HoldName, int] | None = None
+    held: int | None = None
     forget: tuple[str | HoldName, ...] = ()
     drop: tuple[int, ...] = ()
+    until: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +157,10 @@ class Settlement:
 class Grant:
     """What was debited under a name: of a reservation, or of a call with an idempotency key.
 
-    ``id`` is unique in the tenant. ``amount`` was added to the level of ``slot``, which was
-    then at least ``end``, with ``refunded`` given back before. ``hold`` is set of a
-    reservation, which can be settled before ``expire_time``. It is remembered until
-    ``forget_time``, or longer. ``request_hash`` is the SHA-256 of what was asked for, or
-    empty.
+    ``id`` is unique in the tenant. ``amount`` was debited in ``slot``, or is held: ``hold`` is
+    set of a reservation, which can be settled before ``expire_time``. It is remembered
+    until ``forget_time``, or longer. ``request_hash`` is the SHA-256 of what was asked for,
+    or empty.
     """
 
     counter: CounterKey
@@ -165,8 +169,6 @@ class Grant:
     cost: int
     slot: int
     amount: int
-    end: int
-    refunded: int
     forget_time: int
     hold: HoldName | None = None
     expire_time: int | None = None
@@ -189,4 +191,5 @@ class GrantStepped:
     grant_refused: bool = False
 
 
-Change: TypeAlias = Raise | Begin
+Debiting: TypeAlias = Raise | Begin
+Change: TypeAlias = Raise | Begin | Lower

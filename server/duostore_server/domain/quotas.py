@@ -74,15 +74,6 @@ class Quota:
     allow_on_outage: bool = False
     overrides: Mapping[str, int] = field(default_factory=dict)
 
-    @property
-    def releases(self) -> bool:
-        """Whether reservations that expire give back what they held.
-
-        Those of a token bucket need not: it has filled up with as much by then, since
-        none expires within its window.
-        """
-        return self.release_expired and self.algorithm is not AlgorithmName.TOKEN_BUCKET
-
     def lease_of(self, limit: int) -> int:
         """Return the most units of a slice for a subject with this limit; 0 for no leases."""
         return limit // _LEASE_SHARE if self.lease is None else min(self.lease, limit)

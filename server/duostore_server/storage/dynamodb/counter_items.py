@@ -7,6 +7,7 @@ by a condition and changed by itself:
     level_<slot>            its level
     lease_<worker>          what that worker has leased: ``amount until nonce``
     hold_<slot>_<until>     what reservations hold of a slot
+    held                    the sum of these, of a token bucket
     refunded                what was given back since the counter exists
 
 A grant has pk ``grant#tenant#id`` and, once it is settled, the attributes ``settled_...``.
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from duostore_server.storage.dynamodb.items import Item
 
 EPOCH: Final = "epoch"
+HELD: Final = "held"
 REFUNDED: Final = "refunded"
 FORGET_TIME: Final = "forget_time"
 # There is a settlement if there is this attribute of it.
@@ -46,7 +48,6 @@ _REQUEST_HASH: Final = "request_hash"
 _COST: Final = "cost"
 _SLOT: Final = "slot"
 _AMOUNT: Final = "amount"
-_END: Final = "end"
 _HOLD_SLOT: Final = "hold_slot"
 _HOLD_UNTIL: Final = "hold_until"
 _SETTLED_COST: Final = "settled_cost"
@@ -116,8 +117,6 @@ def encode_grant(grant: Grant) -> Item:
         _COST: number(grant.cost),
         _SLOT: number(grant.slot),
         _AMOUNT: number(grant.amount),
-        _END: number(grant.end),
-        REFUNDED: number(grant.refunded),
         FORGET_TIME: number(grant.forget_time),
         SWEEP_TIME: number(grant.forget_time // _SECOND + _SWEPT_AFTER_SECONDS),
     }
@@ -154,8 +153,6 @@ def decode_grant(item: Mapping[str, Any]) -> Grant:
         cost=_integer(item, _COST),
         slot=_integer(item, _SLOT),
         amount=_integer(item, _AMOUNT),
-        end=_integer(item, _END),
-        refunded=_integer(item, REFUNDED),
         forget_time=_integer(item, FORGET_TIME),
         hold=HoldName(_integer(item, _HOLD_SLOT), _integer(item, _HOLD_UNTIL)) if held else None,
         expire_time=_integer(item, EXPIRE_TIME) if EXPIRE_TIME in item else None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from duostore_server.domain.counters import Begin, Lower, Raise
 from duostore_server.storage.dynamodb.counter_items import (
     EPOCH,
+    HELD,
     REFUNDED,
     counter_pk,
     encode_lease,
@@ -28,18 +29,21 @@ if TYPE_CHECKING:
 
 # DynamoDB takes expressions of 4 KB. What no longer counts may as well go with a later step.
 _MAX_SWEPT: Final = 100
+_SECOND: Final = 1_000_000_000
+_SWEPT_AFTER_SECONDS: Final = 24 * 3600
 
 
-def step_update(table: str, key: CounterKey, step: Step, *, sweep_time: int) -> UpdateTypeDef:
+def step_update(table: str, key: CounterKey, step: Step) -> UpdateTypeDef:
     """Return the update that does a step, to be made by itself or in a transaction.
 
-    The counter may be swept after ``sweep_time``, in seconds since 1970. A lease that is
+    The counter may be swept a day after it no longer matters. A lease that is
     there already, by its nonce, is in the way of the step that sets it, so that one which
     is sent again knows itself. No level is ever lowered below 0. Raises ``ValueError`` if
     parts of the step contradict each other.
     """
     made = _Update()
-    made.assign(SWEEP_TIME, made.number(sweep_time))
+    if step.until:
+        made.assign(SWEEP_TIME, made.number(step.until // _SECOND + _SWEPT_AFTER_SECONDS))
     _change(made, step)
     _leases(made, step)
     _holds(made, step)
@@ -57,14 +61,12 @@ def is_done_once(step: Step) -> bool:
 
 def _change(made: _Update, step: Step) -> None:
     match step.change:
-        case Raise(slot, amount, most, above, refunded):
+        case Raise(slot, amount, most, above):
             level = made.name(level_name(slot))
             made.require(f"{made.name(EPOCH)} = {made.number(slot)}")
             made.require(f"{level} <= {made.number(most)}")
             if above is not None:
                 made.require(f"{level} > {made.number(above)}")
-            if refunded is not None:
-                made.require(f"{made.name(REFUNDED)} = {made.number(refunded)}")
             made.assign(level_name(slot), f"{level} + {made.number(amount)}")
         case Begin(slot, level, after, most):
             is_new = f"attribute_not_exists({made.name('pk')})"
@@ -116,6 +118,21 @@ def _holds(made: _Update, step: Step) -> None:
         hold, amount = step.release
         made.require(f"{made.name(hold_name(hold))} = {made.number(amount)}")
         made.remove(hold_name(hold))
+    if step.held is not None:
+        _held(made, step, step.held)
+
+
+def _held(made: _Update, step: Step, most: int) -> None:
+    """Require that no more is held together, and keep count of it."""
+    name = made.name(HELD)
+    made.require(f"(attribute_not_exists({name}) OR {name} <= {made.number(most)})")
+    more = 0 if step.hold is None else step.hold[1]
+    less = sum(each[1] for each in (step.unhold, step.release) if each is not None)
+    if more > less:
+        held = f"if_not_exists({name}, {made.number(0)})"
+        made.assign(HELD, f"{held} + {made.number(more - less)}")
+    elif more < less:
+        made.assign(HELD, f"{name} - {made.number(less - more)}")
 
 
 def _no_longer_counted(step: Step) -> Iterator[str]:
@@ -162,9 +179,8 @@ class _Update:
 
     def request(self, table: str, key: CounterKey) -> UpdateTypeDef:
         assigned = (f"{self.name(name)} = {operand}" for name, operand in self._assigned.items())
-        expression = f"SET {', '.join(assigned)}"
-        if self._removed:
-            expression += f" REMOVE {', '.join(self._removed.values())}"
+        clauses = {"SET": tuple(assigned), "REMOVE": tuple(self._removed.values())}
+        expression = " ".join(f"{verb} {', '.join(each)}" for verb, each in clauses.items() if each)
         return {
             "TableName": table,
             "Key": {"pk": {"S": counter_pk(key)}},

@@ -27,7 +27,6 @@ from duostore_server.storage.dynamodb.transact import Refusal, transact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from datetime import datetime, timedelta
 
     from types_boto3_dynamodb import DynamoDBClient
     from types_boto3_dynamodb.type_defs import TransactWriteItemTypeDef, UpdateTypeDef
@@ -68,17 +67,12 @@ class CounterTable:
         edge: ErrorEdge,
         lost: LostReplies,
         unreadable: UnreadableRecord,
-        now: Callable[[], datetime],
-        keep: timedelta,
     ) -> None:
-        """Counters may be swept once they have not changed for so long (``keep``)."""
         self._client = client
         self._table = table
         self._edge = edge
         self._lost = lost
         self._unreadable = unreadable
-        self._now = now
-        self._keep = keep
 
     def fetch(self, pks: Sequence[str]) -> dict[str, Mapping[str, Any] | None]:
         """Return up to 100 different items, None where there is nothing.
@@ -166,8 +160,7 @@ class CounterTable:
         return InConflict(unsure=self._lost.any)
 
     def _update(self, key: CounterKey, step: Step) -> UpdateTypeDef:
-        sweep_time = int((self._now() + self._keep).timestamp())
-        return step_update(self._table, key, step, sweep_time=sweep_time)
+        return step_update(self._table, key, step)
 
     def _settling(self, grant: Grant, settlement: Settlement) -> UpdateTypeDef:
         settled = encode_settlement(settlement)

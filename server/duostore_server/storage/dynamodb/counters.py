@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -23,7 +22,7 @@ from duostore_server.storage.dynamodb.counter_items import counter_pk, grant_pk
 from duostore_server.storage.dynamodb.counter_steps import is_done_once
 from duostore_server.storage.dynamodb.counter_table import CounterTable, InConflict
 from duostore_server.storage.dynamodb.errors import ErrorEdge
-from duostore_server.storage.dynamodb.idempotency import untold, utc_now
+from duostore_server.storage.dynamodb.idempotency import untold
 from duostore_server.storage.dynamodb.lost_replies import LostReplies
 from duostore_server.storage.dynamodb.pools import pool
 from duostore_server.storage.dynamodb.table import MAX_KEYS
@@ -31,7 +30,6 @@ from duostore_server.storage.dynamodb.tables import counter_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
-    from datetime import datetime
 
     from types_boto3_dynamodb import DynamoDBClient
 
@@ -48,9 +46,6 @@ _ATTEMPTS: Final = 8
 # Requests that may wait for a thread, in one process.
 _MAX_WAITING_READS: Final = 5_000
 _MAX_WAITING_WRITES: Final = 500
-# How long a counter stays that nobody uses. It counts for 31 days, and half as long again if
-# that window slides in two parts; a reservation holds units for 30.
-_KEEP: Final = timedelta(days=64)
 
 
 class DynamoCounters:
@@ -140,7 +135,6 @@ def open_counters(
     timeout: float = 1.0,
     reads_in_flight: int = 2,
     writes_in_flight: int = 8,
-    now: Callable[[], datetime] = utc_now,
 ) -> Iterator[DynamoCounters]:
     """Run the threads that call DynamoDB, and yield the counters that use them.
 
@@ -149,7 +143,7 @@ def open_counters(
     a connection of the client's pool.
     """
     lost = LostReplies()
-    table = _table(client, prefix, unreadable, lost, now)
+    table = _table(client, prefix, unreadable, lost)
     with ExitStack() as stack:
         stack.enter_context(lost.watched(client))
         yield DynamoCounters(
@@ -184,12 +178,11 @@ def direct_counters(
     clock: Callable[[], float],
     unreadable: UnreadableRecord = untold,
     timeout: float = 1.0,
-    now: Callable[[], datetime] = utc_now,
 ) -> DynamoCounters:
     """Return counters that call DynamoDB from their caller's thread, with no batching."""
     lost = LostReplies()
     lost.watch(client)
-    table = _table(client, prefix, unreadable, lost, now)
+    table = _table(client, prefix, unreadable, lost)
     return DynamoCounters(
         table=table,
         reads=Direct(table.fetch, max_batch=MAX_KEYS),
@@ -203,7 +196,6 @@ def _table(
     prefix: str,
     unreadable: UnreadableRecord,
     lost: LostReplies,
-    now: Callable[[], datetime],
 ) -> CounterTable:
     return CounterTable(
         client,
@@ -211,6 +203,4 @@ def _table(
         edge=ErrorEdge(),
         lost=lost,
         unreadable=unreadable,
-        now=now,
-        keep=_KEEP,
     )
