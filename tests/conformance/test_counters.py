@@ -138,7 +138,7 @@ def test_a_step_answers_the_counter_that_it_leaves(engine: Engine) -> None:
 def test_levels_are_exact(engine: Engine, level: int) -> None:
     """Of a token bucket: nanoseconds since 1970, whatever zeros they end in."""
     engine.apply(begun(level, slot=0))
-    counter = engine.done(Step(Raise(0, 1, level, level - 1, 0)))
+    counter = engine.done(Step(Raise(0, 1, level, level - 1)))
     assert counter == engine.read() == Counter(0, {0: level + 1})
     assert engine.done(Step(Lower(0, 1, 0))).level(0) == level
 
@@ -169,9 +169,6 @@ CONDITIONS: list[tuple[Step, bool]] = [
     (Step(Raise(SLOT - 1, 1, 5)), False),
     (Step(Raise(SLOT, 1, 5, 4)), True),
     (Step(Raise(SLOT, 1, 5, 5)), False),
-    (Step(Raise(SLOT, 1, 5, refunded=3)), True),
-    (Step(Raise(SLOT, 1, 5, refunded=2)), False),
-    (Step(Raise(SLOT, 1, 5, refunded=4)), False),
     (Step(Lower(SLOT, 5, 3)), True),
     (Step(Lower(SLOT, 6, 3)), False),
     (Step(Lower(SLOT, 5, 2)), False),
@@ -188,6 +185,7 @@ CONDITIONS: list[tuple[Step, bool]] = [
     (Step(None, unhold=(HOLD, 1)), True),
     (Step(None, unhold=(HOLD, 3)), False),
     (Step(None, unhold=(replace(HOLD, slot=SLOT + 1), 1)), False),
+    (Step(None, held=0, until=1), True),
     (Step(None, release=(HOLD, 2)), True),
     (Step(None, release=(HOLD, 1)), False),
     (Step(None, release=(HOLD, 3)), False),
@@ -348,7 +346,7 @@ def test_what_no_longer_counts_goes(engine: Engine) -> None:
         drop=(SLOT, SLOT + 1, SLOT - 5),
     )
     assert engine.done(step) == Counter(SLOT + 9, {SLOT + 9: 4}, {"worker_2": LEASE})
-    always = {"pk", "epoch", "refunded", "sweep_time"}
+    always = {"pk", "epoch", "refunded"}
     assert engine.item().keys() == always | {f"level_{SLOT + 9}", "lease_worker_2"}
 
 
@@ -402,12 +400,37 @@ def seconds(item: dict[str, Any]) -> int:
     return int(item["sweep_time"]["N"])
 
 
-def test_each_step_keeps_the_counter_for_64_days(engine: Engine) -> None:
-    for step in (begun(lease=LEASED), raised(), Step(Lower(SLOT, 1), ended=LEASED)):
-        engine.apply(step)
-        item = engine.item()
-        assert seconds(item) == int(NOW.timestamp()) + 64 * 24 * 3600
-        engine.damage(item, sweep_time={"N": "9999999999"})
+def test_a_step_keeps_the_counter_until_a_day_after_it_matters(engine: Engine) -> None:
+    engine.apply(begun(until=NOW_NS, lease=LEASED))
+    assert seconds(engine.item()) == int(NOW.timestamp()) + 24 * 3600
+    engine.apply(raised(until=NOW_NS + HOUR))
+    assert seconds(engine.item()) == int(NOW.timestamp()) + 25 * 3600
+    engine.apply(Step(Lower(SLOT, 1), ended=LEASED))
+    assert seconds(engine.item()) == int(NOW.timestamp()) + 25 * 3600
+
+
+def test_what_is_held_together_is_kept_count_of(engine: Engine) -> None:
+    later = replace(HOLD, until=HOLD.until + 1)
+    engine.apply(begun(held=0, hold=(HOLD, 5)))
+    assert not engine.apply(raised(held=4, hold=(later, 3))).done
+    engine.done(raised(held=5, hold=(later, 3)))
+    assert not engine.apply(raised(held=7)).done
+    engine.done(raised(held=8))
+    engine.done(Step(None, held=ANY, unhold=(HOLD, 2)))
+    assert not engine.apply(raised(held=5)).done
+    engine.done(Step(None, held=ANY, release=(later, 3)))
+    counter = engine.done(raised(held=3))
+    assert counter.holds == {HOLD: 3}
+    engine.done(Step(Raise(SLOT, 1, 100), held=3, hold=(later, 4), unhold=(HOLD, 3)))
+    assert not engine.apply(raised(held=3)).done
+    engine.done(raised(held=4))
+
+
+def test_what_was_held_before_it_was_kept_count_of_may_go(engine: Engine) -> None:
+    engine.apply(begun(hold=(HOLD, 5)))
+    counter = engine.done(Step(None, held=ANY, unhold=(HOLD, 2)))
+    assert counter.holds == {HOLD: 3}
+    engine.done(raised(held=0))
 
 
 GRANTS = [
@@ -416,7 +439,7 @@ GRANTS = [
     grant(request_hash=b""),
     grant("a#b##c", request_hash=bytes(range(256))),
     grant("g-1", counter=CounterKey("", "api_calls", "#")),
-    grant(cost=10**9, amount=10**19, end=NOW_NS, refunded=10**18, slot=0),
+    grant(cost=10**9, amount=10**19, slot=0),
 ]
 
 

@@ -58,8 +58,6 @@ def grant(id_: str = "g-1", **parts: Any) -> Grant:
         cost=2,
         slot=SLOT,
         amount=2,
-        end=0,
-        refunded=0,
         forget_time=NOW_NS + 24 * HOUR,
         hold=HOLD,
         expire_time=HOLD.until,
@@ -127,7 +125,6 @@ def threaded(client: DynamoDBClient, prefix: str, *, timeout: float = 30) -> Ite
         prefix=prefix,
         unreadable=engine.unreadable.append,
         timeout=timeout,
-        now=lambda: NOW,
     ) as engine.counters:
         yield engine
 
@@ -145,6 +142,5 @@ def direct(
         pause=pause,
         clock=time.monotonic,
         timeout=30,
-        now=lambda: NOW,
     )
     return engine

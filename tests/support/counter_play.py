@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from duostore_server.domain.algorithms import TokenBucket, Windows
-from duostore_server.domain.counters import HoldName, Lease, Lower, Step
+from duostore_server.domain.counters import Grant, HoldName, Lease, Lower, Step
+from duostore_server.domain.quotas import CounterKey
 from tests.support.counter_model import applied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from duostore_server.domain.algorithms import Algorithm, Debit
-    from duostore_server.domain.counters import Change, Counter
+    from duostore_server.domain.counters import Counter, Debiting
 
 WINDOW: Final = 12
 # A round moment: every slot of every rule begins here, too.
@@ -25,6 +26,8 @@ NOON: Final = 12_000
 LEASED_FOR: Final = 6
 EXPIRES_AFTER: Final = 20
 _EXPIRY_STEP: Final = 8
+_KEY: Final = CounterKey("acme", "calls", "alice")
+_ANY_AMOUNT: Final = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class _Slice:
 @dataclass(eq=False, slots=True)
 class _Reservation:
     use: Use
-    debit: Debit
+    grant: Grant
     hold: HoldName
     expire_time: int
 
@@ -95,12 +98,16 @@ class _Reservation:
 class Play:
     """Workers that see a counter now and then, and one clock, which ``skew`` may put wrong.
 
+    Reservations that expire are released if it ``releases``, or else used.
     ``uses`` is what was admitted; ``debited`` is what windows were left with by all that
     was done to them, by slot; ``denied`` are those whom a counter was shown that had no room.
     """
 
-    def __init__(self, rule: Rule, *, skew: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, rule: Rule, *, skew: dict[str, int] | None = None, releases: bool = True
+    ) -> None:
         self.rule = rule
+        self.releases = releases
         self.algorithm = rule.algorithm()
         self.now = NOON
         self.counter: Counter | None = None
@@ -125,7 +132,7 @@ class Play:
 
     def consume(self, worker: str, units: int) -> None:
         """Debit units and admit them."""
-        if self._debit(worker, units, Step) is not None:
+        if self._debit(worker, units) is not None:
             self.uses.append(Use(self.now, self.now, units))
 
     def exhaust(self, worker: str, _units: int) -> None:
@@ -140,7 +147,7 @@ class Play:
         start, change = self.now, self._change(worker, units)
         if change is None:
             return
-        step = self._cleared(worker, Step(change))
+        step = self._step(worker, change)
 
         def arrive() -> None:
             if self._apply(worker, step):
@@ -154,20 +161,13 @@ class Play:
             return
         self._nonces += 1
         now = self.clock(worker)
-        leases: list[Lease] = []
-
-        def step(change: Change) -> Step:
-            amount = self.algorithm.certain(change, self.seen.get(worker))[1].amount
-            share = -(-amount * units // (units + 1))
-            leases.append(Lease(share, now + 2 * LEASED_FOR, str(self._nonces)))
-            return Step(change, lease=(worker, leases[-1]))
-
-        change = self._debit(worker, units + 1, step, ahead=LEASED_FOR)
+        lease = Lease(self.algorithm.amount(units), now + 2 * LEASED_FOR, str(self._nonces))
+        change = self._debit(worker, units + 1, lease=(worker, lease))
         if change is None or self.counter is None:
             return
         self.uses.append(Use(self.now, self.now, 1))
-        debit = self.algorithm.done(change, self.counter)
-        self._slices[worker] = _Slice(debit, leases[-1], units, self.now + LEASED_FOR)
+        debit = self.algorithm.done(units, change, self.counter)
+        self._slices[worker] = _Slice(debit, lease, units, self.now + LEASED_FOR)
 
     def admit(self, worker: str, units: int) -> None:
         """Use some of a slice, if it is not over."""
@@ -195,22 +195,17 @@ class Play:
                 return
 
     def reserve(self, worker: str, units: int) -> None:
-        """Debit units that are settled later."""
+        """Debit units, or hold them, to be settled later."""
         expire_time = self.clock(worker) + EXPIRES_AFTER
         until = -(-expire_time // _EXPIRY_STEP) * _EXPIRY_STEP
-        debits: list[Debit] = []
-
-        def step(change: Change) -> Step:
-            sure, debit = self.algorithm.certain(change, self.seen.get(worker))
-            debits.append(debit)
-            return Step(sure, hold=(HoldName(debit.slot, until), debit.amount))
-
-        if self._debit(worker, units, step) is None:
+        change = self._debit(worker, units, until=until)
+        if change is None:
             return
         use = Use(self.now, self.now, units)
         self.uses.append(use)
-        hold = HoldName(debits[-1].slot, until)
-        self._reservations.append(_Reservation(use, debits[-1], hold, expire_time))
+        hold, amount = HoldName(change.slot, until), self.algorithm.amount(units)
+        grant = Grant(_KEY, "", b"", units, change.slot, amount, 0, hold, expire_time)
+        self._reservations.append(_Reservation(use, grant, hold, expire_time))
 
     def settle(self, worker: str, units: int) -> None:
         """Give units of the oldest reservation back."""
@@ -224,17 +219,22 @@ class Play:
         """Send a settlement that takes its time."""
         self._settle(worker, units, 0, late=True)
 
-    def release(self, worker: str) -> None:
-        """Give back what expired reservations hold of a window."""
-        if self.counter is None or self.rule.token:
+    def expire(self, worker: str) -> None:
+        """See to one of the holds that have expired."""
+        if self.counter is None:
             return
         for hold, amount in sorted(self.counter.holds.items()):
-            if hold.until <= self.clock(worker) and hold.slot in self.counter.levels:
-                assert self._apply(worker, Step(Lower(hold.slot, amount), release=(hold, amount)))
-                for held in [each for each in self._reservations if each.hold == hold]:
-                    self._reservations.remove(held)
+            if hold.until > self.clock(worker) or hold.slot not in self.counter.levels:
+                continue
+            self.look(worker)
+            change = self.algorithm.expire(self.counter, hold, release=self.releases)
+            step = replace(self._step(worker, change, fits=True), release=(hold, amount))
+            assert self._apply(worker, step)
+            for held in [each for each in self._reservations if each.hold == hold]:
+                self._reservations.remove(held)
+                if self.releases:
                     held.use.units = 0
-                return
+            return
 
     def arrive(self) -> None:
         """Let the oldest of what is under way take effect."""
@@ -249,47 +249,70 @@ class Play:
             return
         units = min(units, held.use.units)
 
-        def settled(counter: Counter) -> Callable[[], bool]:
-            lower = self.algorithm.refund(counter, held.debit, units, self.clock(worker))
-            return lambda: self._apply(worker, Step(lower, unhold=(held.hold, held.debit.amount)))
+        def settled() -> Callable[[], bool]:
+            used, now = held.grant.cost - units, self.clock(worker)
+            change = self.algorithm.settle(self.seen.get(worker), held.grant, used, now)
+            unhold = (held.hold, held.grant.amount)
+            step = replace(self._step(worker, change, fits=True), unhold=unhold)
+            return lambda: self._apply(worker, step)
 
         def settle(by_now: Callable[[], bool]) -> None:
-            if by_now() or (self.counter is not None and settled(self.counter)()):
+            if by_now() or settled()():
                 held.use.units -= units
 
-        first = settled(self.seen.get(worker) or self.counter)
+        if self.seen.get(worker) is None:
+            self.look(worker)
+        first = settled()
         if late:
             self._under_way.append(lambda: settle(first))
         else:
             settle(first)
 
     def _debit(
-        self, worker: str, units: int, step: Callable[[Change], Step], *, ahead: int = 0
-    ) -> Change | None:
-        """Return what debited the units, None if there is no room for them."""
+        self,
+        worker: str,
+        units: int,
+        *,
+        lease: tuple[str, Lease] | None = None,
+        until: int | None = None,
+    ) -> Debiting | None:
+        """Return what debited the units, None if there is no room for them.
+
+        It sets a lease, if there is to be one, or holds the units ``until`` then.
+        """
         for _ in range(3):
-            change = self._change(worker, units, ahead=ahead)
+            change = self._change(worker, units, leased=lease is not None, held=until is not None)
             if change is not None:
-                if self._apply(worker, self._cleared(worker, step(change))):
+                step = replace(self._step(worker, change), lease=lease)
+                if until is not None:
+                    amount = self.algorithm.amount(units)
+                    step = replace(step, hold=(HoldName(change.slot, until), amount))
+                if self._apply(worker, step):
                     return change
             elif self.seen.get(worker) is self.counter:
-                if not ahead:
+                if lease is None:
                     self.denied.append((self.counter, units))
                 return None
             else:
                 self.look(worker)
         raise AssertionError("with nobody else about, the second try is the last")
 
-    def _change(self, worker: str, units: int, *, ahead: int = 0) -> Change | None:
-        now = self.clock(worker)
-        return self.algorithm.change(self.seen.get(worker), units, now, ahead=ahead)
+    def _change(
+        self, worker: str, units: int, *, leased: bool = False, held: bool = False
+    ) -> Debiting | None:
+        seen, now = self.seen.get(worker), self.clock(worker)
+        if held:
+            return self.algorithm.reserve(seen, units, now)
+        return self.algorithm.change(seen, units, now, ahead=LEASED_FOR if leased else 0)
 
-    def _cleared(self, worker: str, step: Step) -> Step:
-        """Return the step with what no longer counts after it."""
+    def _step(self, worker: str, change: Debiting | Lower | None, *, fits: bool = False) -> Step:
+        """Return the step of a change, with what no longer counts after it."""
         seen = self.seen.get(worker)
-        if seen is None or step.change is None or isinstance(step.change, Lower):
+        held = self.algorithm.held(seen)
+        step = Step(change, held=_ANY_AMOUNT if fits and held is not None else held)
+        if seen is None or change is None or isinstance(change, Lower):
             return step
-        return replace(step, drop=self.algorithm.dropped(seen, step.change))
+        return replace(step, drop=self.algorithm.dropped(seen, change))
 
     def _apply(self, worker: str, step: Step) -> bool:
         before, after = self.counter, applied(self.counter, step)

@@ -40,7 +40,7 @@ KEY = CounterKey("", "api_calls", "user-1")
 COUNTER = Counter(1, {1: 5})
 STEP = Step(Begin(1, 5))
 SETTLEMENT = Settlement(1, 1, 0, covered=True)
-GRANT = Grant(KEY, "g-1", b"", 1, 1, 1, 0, 0, 7)
+GRANT = Grant(KEY, "g-1", b"", 1, 1, 1, 7)
 SOON = Deadline.after(3600)
 
 

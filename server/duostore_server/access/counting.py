@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from duostore_server.domain.counters import Change, Counter, Debiting, HoldName
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.ports import Counters
+    from duostore_server.domain.quotas import Quota
 
 # One step does as a rule, and two where a window begins; more where many meet.
 _TRIES: Final = 16
@@ -24,8 +25,8 @@ _TRIES: Final = 16
 _SLICE_SHARE: Final = 2
 # So many times as long as it is admitted from, a slice may be given back.
 _RETURNED_WITHIN: Final = 2
-# After so many windows a counter is as if it had never been.
-_MATTERS_FOR: Final = 3
+# After so many windows a counter is as if it had never been, but for what is reserved.
+_WINDOWS_THAT_MATTER: Final = 3
 # So much is never held.
 _ANY_AMOUNT: Final = 10**30
 
@@ -184,7 +185,7 @@ class Planning:
             unhold=unhold,
             release=release,
             held=_ANY_AMOUNT if fits and held is not None else held,
-            until=self.now + _MATTERS_FOR * nanoseconds(self._account.quota.window),
+            until=self.now + _matters_for(self._account.quota),
         )
         if counter is None:
             return step
@@ -274,3 +275,8 @@ class Planning:
             for hold in sorted(counter.holds)
             if hold.until <= self.now and counter.holds[hold] and self._is_seen_to(hold)
         ]
+
+
+def _matters_for(quota: Quota) -> int:
+    """Return how long after its last change a counter still says something."""
+    return _WINDOWS_THAT_MATTER * nanoseconds(quota.window) + nanoseconds(quota.reservation_ttl)

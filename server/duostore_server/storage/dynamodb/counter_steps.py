@@ -132,7 +132,9 @@ def _held(made: _Update, step: Step, most: int) -> None:
         held = f"if_not_exists({name}, {made.number(0)})"
         made.assign(HELD, f"{held} + {made.number(more - less)}")
     elif more < less:
-        made.assign(HELD, f"{name} - {made.number(less - more)}")
+        # What was held before it was kept count of is not to make it negative.
+        down = made.number(less - more)
+        made.assign(HELD, f"if_not_exists({name}, {down}) - {down}")
 
 
 def _no_longer_counted(step: Step) -> Iterator[str]:
