@@ -132,7 +132,7 @@ def _calls(store_calls: Mapping[str, Mapping[tuple[str, str, str], float]]) -> T
 
 
 def _unused(measured: list[Unused]) -> Table:
-    table = Table(title="what leases leave of a limit, a tenth more than which is asked for")
+    table = Table(title="what leases leave of a limit, a fifth more than which is asked for")
     table.add_column("algorithm")
     for title in ("not admitted in a window, %", "calls denied, %", "writes for a unit"):
         table.add_column(title, no_wrap=True, justify="right")

@@ -25,9 +25,9 @@ _LIMIT: Final = 1_800
 # A sub-window of sixty is a tenth of a second then.
 _WINDOW_SECONDS: Final = 6
 # So much more is asked for than the limit, evenly over the window.
-_DEMAND: Final = 1.1
+_DEMAND: Final = 1.2
 _WORKERS: Final = 2
-_CALLERS: Final = 16
+_CALLERS: Final = 32
 # In the first window callers find their pace, and what slides is used for the first time.
 _WARM_UP_WINDOWS: Final = 1
 _WINDOWS: Final = 3

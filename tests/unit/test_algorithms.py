@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from duostore_server.domain.algorithms import Algorithm, Debit
-    from duostore_server.domain.counters import Change, Counter
+    from duostore_server.domain.counters import Counter, Debiting
 
 WORKERS = ("a", "b", "c")
 LIMIT = FIXED.limit
@@ -158,7 +158,7 @@ def test_a_bucket_is_what_fills_evenly_and_never_over(calls: list[tuple[int, int
 
 
 @ALL
-@given(script=acts(*ALONE, *LEASES))
+@given(script=acts("consume", "exhaust", "look", *LEASES))
 def test_what_is_told_is_what_can_be_debited(rule: Rule, script: list[Act]) -> None:
     play = played(rule, script)
     algorithm, counter, now, limit = play.algorithm, play.counter, play.now, rule.limit
@@ -254,29 +254,46 @@ def test_a_clock_that_is_behind_counts_in_the_newest_slot() -> None:
 def test_what_is_leased_of_a_bucket_is_not_filled_again_before_it_is_used() -> None:
     """A refund moves what was debited later to an earlier time: not before a lease is over."""
     ten = TokenBucket(10, window=10, ahead=3)
-    reserved = ten.change(None, 5, NOON)
-    assert reserved is not None
-    counter = applied(None, Step(reserved))
+    first = ten.change(None, 5, NOON)
+    counter = applied(None, Step(first))
+    assert first is not None
+    assert counter is not None
+    debit = ten.done(5, first, counter)
     leased = ten.change(counter, 5, NOON, ahead=3)
     counter = applied(counter, Step(leased))
     assert counter is not None
-    debit = ten.certain(reserved, None)[1]
     counter = applied(counter, Step(ten.refund(counter, debit, 5, NOON)))
     # With the five of the lease, which may be used until then, these are all of the limit.
     assert ten.room(counter, NOON + 3) == 5
 
 
-def test_several_refunds_give_back_only_what_has_not_filled_again() -> None:
-    play = Play(BUCKET)
-    play.reserve("a", 5)
-    play.reserve("a", 7)
-    play.wait(5)
-    play.settle_newest("b", 7)
-    play.settle("b", 5)
-    # The first has filled again, and of the other one so much as is not leased for.
-    assert play.counter is not None
-    assert play.counter.refunded == 7 - LEASED_FOR
-    assert play.algorithm.room(play.counter, play.now) == BUCKET.limit - LEASED_FOR
+def test_what_was_given_back_before_is_not_given_back_as_if_it_had_not_filled() -> None:
+    """Each refund moves what was debited later to an earlier time, where it may have filled."""
+    twelve = TokenBucket(12, window=12)
+    first = twelve.change(None, 5, NOON)
+    assert first is not None
+    counter = applied(None, Step(first))
+    assert counter is not None
+    debit = twelve.done(5, first, counter)
+    counter = applied(counter, Step(twelve.change(counter, 7, NOON)))
+    assert counter is not None
+    later = twelve.done(7, Raise(0, 7, 0), counter)
+    counter = applied(counter, Step(twelve.refund(counter, debit, 5, NOON)))
+    assert counter is not None
+    # Of the seven, whose time began at once by now, six have filled again.
+    assert twelve.refund(counter, later, 7, NOON + 6) == Lower(0, 1, refunded=5)
+
+
+def test_refunds_of_a_bucket_see_each_other() -> None:
+    twelve = TokenBucket(12, window=12)
+    change = twelve.change(None, 12, NOON)
+    counter = applied(None, Step(change))
+    assert change is not None
+    assert counter is not None
+    debit = twelve.done(12, change, counter)
+    lower = twelve.refund(counter, debit, 4, NOON)
+    counter = applied(counter, Step(lower))
+    assert applied(counter, Step(lower)) is None
 
 
 @pytest.mark.parametrize(
@@ -335,7 +352,7 @@ def test_a_refund_of_nothing_is_no_step() -> None:
         assert play.counter is not None
         change = play.algorithm.change(None, 1, NOON)
         assert change is not None
-        debit = play.algorithm.done(change, play.counter)
+        debit = play.algorithm.done(1, change, play.counter)
         assert play.algorithm.refund(play.counter, debit, 0, NOON) is None
 
 
@@ -343,7 +360,7 @@ def test_what_is_given_back_of_a_window_goes_to_its_slot_while_that_counts() -> 
     play = Play(SLIDING)
     play.consume("a", 2)
     assert play.counter is not None
-    debit = play.algorithm.certain(Begin(NOON, 2), None)[1]
+    debit = play.algorithm.done(2, Begin(NOON, 2), play.counter)
     later = NOON + 3 * SLIDING.length
     assert play.algorithm.refund(play.counter, debit, 2, later + 3) == Lower(NOON, 2)
     assert play.algorithm.refund(play.counter, debit, 2, later + 4) is None
@@ -360,7 +377,7 @@ def random_script(rng: random.Random, kinds: Sequence[str], most: int) -> list[A
 class _RaisesByOneMore(Windows):
     """Admits one unit beyond the limit."""
 
-    def change(self, *args: Any, **options: Any) -> Change | None:
+    def change(self, *args: Any, **options: Any) -> Debiting | None:
         change = super().change(*args, **options)
         return replace(change, most=change.most + 1) if isinstance(change, Raise) else change
 
@@ -368,7 +385,7 @@ class _RaisesByOneMore(Windows):
 class _BeginsWhateverWasUsed(Windows):
     """Begins a slot whatever the one before was raised to since it was seen."""
 
-    def change(self, *args: Any, **options: Any) -> Change | None:
+    def change(self, *args: Any, **options: Any) -> Debiting | None:
         change = super().change(*args, **options)
         return replace(change, most=10**9) if isinstance(change, Begin) else change
 
@@ -390,7 +407,7 @@ class _NeverOver(Windows):
 class _OneTokenMore(TokenBucket):
     """Admits while a whole bucket and a token more are debited."""
 
-    def change(self, *args: Any, **options: Any) -> Change | None:
+    def change(self, *args: Any, **options: Any) -> Debiting | None:
         change = super().change(*args, **options)
         if isinstance(change, Raise):
             return replace(change, most=change.most + self._token)
@@ -407,7 +424,7 @@ class _LeasesFromNow(TokenBucket):
         now: int,
         *,
         ahead: int = 0,  # noqa: ARG002 - the mutant
-    ) -> Change | None:
+    ) -> Debiting | None:
         return super().change(counter, units, now)
 
 
@@ -416,21 +433,6 @@ class _RefundsWhatHasFilled(TokenBucket):
 
     def refund(self, counter: Counter, debit: Debit, units: int, now: int) -> Lower | None:  # noqa: ARG002 - the mutant
         return Lower(0, units * self._token, counter.refunded) if units else None
-
-
-class _ForgetsRefunds(TokenBucket):
-    """Takes a debit to end where it ended before others were given back."""
-
-    def refund(self, counter: Counter, debit: Debit, units: int, now: int) -> Lower | None:
-        return super().refund(counter, replace(debit, refunded=counter.refunded), units, now)
-
-
-class _RefundsTwiceAtOnce(TokenBucket):
-    """Gives back whatever others gave back since the counter was seen."""
-
-    def refund(self, *args: Any) -> Lower | None:
-        lower = super().refund(*args)
-        return lower and replace(lower, refunded=None)
 
 
 @dataclass(frozen=True)
@@ -451,7 +453,7 @@ def bucket_of(mutant: type[TokenBucket], *, ahead: int = LEASED_FOR) -> Algorith
 
 
 SLICES = ("exhaust", "lease", "admit", "admit")
-RESERVATIONS = ("exhaust", "consume", "reserve", "settle", "settle_newest")
+RETURNS = (*SLICES, "lease", "give_back", "look")
 MUTANTS = {
     "a fixed window admits one more": Mutant(FIXED, windows_of(FIXED, _RaisesByOneMore)),
     "a sliding window admits one more": Mutant(SLIDING, windows_of(SLIDING, _RaisesByOneMore)),
@@ -462,11 +464,7 @@ MUTANTS = {
     "a slice outlives its window": Mutant(FIXED, windows_of(FIXED, _NeverOver), SLICES),
     "a bucket admits one more": Mutant(BUCKET, bucket_of(_OneTokenMore)),
     "spans of leases begin at once": Mutant(BUCKET, bucket_of(_LeasesFromNow), SLICES),
-    "a refund of what has filled": Mutant(BUCKET, bucket_of(_RefundsWhatHasFilled), RESERVATIONS),
-    "a refund after refunds": Mutant(BUCKET, bucket_of(_ForgetsRefunds, ahead=0), RESERVATIONS),
-    "a refund beside a refund": Mutant(
-        BUCKET, bucket_of(_RefundsTwiceAtOnce, ahead=0), (*RESERVATIONS, "look")
-    ),
+    "a refund of what has filled": Mutant(BUCKET, bucket_of(_RefundsWhatHasFilled), RETURNS),
 }
 
 

@@ -183,7 +183,7 @@ class _Update:
         assigned = (f"{self.name(name)} = {operand}" for name, operand in self._assigned.items())
         clauses = {"SET": tuple(assigned), "REMOVE": tuple(self._removed.values())}
         expression = " ".join(f"{verb} {', '.join(each)}" for verb, each in clauses.items() if each)
-        return {
+        update: UpdateTypeDef = {
             "TableName": table,
             "Key": {"pk": {"S": counter_pk(key)}},
             "UpdateExpression": expression,
