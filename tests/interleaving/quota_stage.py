@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import ClientError, ReadTimeoutError
@@ -132,7 +132,6 @@ class Worker:
             prefix="",
             pause=lambda _: stage.world.step("pause"),
             clock=lambda: 0.0,
-            now=lambda: datetime.fromtimestamp(MIDNIGHT // SECOND, UTC),
         )
         counting = Counting(
             stage.design.counters(counters),
@@ -328,7 +327,7 @@ class QuotaStage:
 
     def _admission(self, call: Call) -> Admission:
         refunds = list(call.refunds)
-        if call.expire_time is not None and not call.settled and self.quota.releases:
+        if call.expire_time is not None and not call.settled and self.quota.release_expired:
             refunds.append(Refund(call.expire_time, call.cost))
         return Admission(call.start, call.end, call.cost, call.reset_time, tuple(refunds))
 

@@ -189,6 +189,8 @@ class _Update:
             "UpdateExpression": expression,
             "ConditionExpression": " AND ".join(self._required),
             "ExpressionAttributeNames": {alias: name for name, alias in self._names.items()},
-            "ExpressionAttributeValues": self._values,
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
         }
+        if self._values:
+            update["ExpressionAttributeValues"] = self._values
+        return update
