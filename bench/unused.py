@@ -21,7 +21,7 @@ from tests.support.service import CALL_SECONDS, Service
 if TYPE_CHECKING:
     from bench.deployment import Deployment
 
-_LIMIT: Final = 1_800
+_LIMIT: Final = 900
 # A sub-window of sixty is a tenth of a second then.
 _WINDOW_SECONDS: Final = 6
 # So much more is asked for than the limit, evenly over the window.

@@ -234,6 +234,7 @@ class QuotaStage:
         self.counts_exactly = False
         self.reservations: list[tuple[str, Call]] = []
         self._lost_answers = 0
+        self._allowed_once: set[str] = set()
         self.dynamodb = design.dynamodb(step=lambda label: world.step(f"dynamodb {label}"))
         self.dynamodb.fault = self._lost_answer
         create_tables(self.dynamodb.client, prefix="", pause=lambda _: None)
@@ -243,6 +244,12 @@ class QuotaStage:
     def worker(self, name: str) -> Worker:
         """Return a process that has just begun."""
         return Worker(self, name)
+
+    def allow_once(self, key: str, call: Call) -> None:
+        """Take note of what was allowed under a key, to whoever was told so first."""
+        if key not in self._allowed_once:
+            self._allowed_once.add(key)
+            self.calls.append(call)
 
     def pass_(self, seconds: float) -> None:
         """Let time go by."""
@@ -321,6 +328,7 @@ class QuotaStage:
             self.dynamodb.state(),
             self.now,
             self._lost_answers,
+            frozenset(self._allowed_once),
             tuple(call.state() for call in self.calls),
             tuple((name, call.state()) for name, call in self.reservations),
         )

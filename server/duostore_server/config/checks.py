@@ -207,13 +207,6 @@ def _bucket(at: Key, quota: Quota) -> Iterator[Finding]:
         yield Finding(
             ((*at, "overrides"), window, algorithm), f"lists {shown} with more than {bound}"
         )
-    if quota.expired_reservations == "released" and quota.reservation_ttl < quota.window:
-        yield Finding(
-            ((*at, "reservation_ttl"), window, algorithm, (*at, "expired_reservations")),
-            f"must be at least {dotted(window)}, which is {duration_text(quota.window)}, with "
-            f'{dotted(algorithm)} = "token_bucket" and expired_reservations = "released": by then '
-            "the bucket has refilled what was held, whatever you choose",
-        )
 
 
 def _tls(settings: Settings) -> Iterator[Finding]:
