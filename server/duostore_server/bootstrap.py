@@ -337,6 +337,10 @@ def _dynamodb(settings: Settings, metrics: Metrics) -> Iterator[DynamoDBPorts]:
         metrics.unreadable_entry(Store.DYNAMODB)
         _log.error("idempotency record cannot be read", why=why)
 
+    def unreadable_counter(why: str) -> None:
+        metrics.unreadable_entry(Store.DYNAMODB)
+        _log.error("counter cannot be read", why=why)
+
     with (
         closing(dynamodb_client(settings)) as client,
         open_ports(
@@ -344,6 +348,7 @@ def _dynamodb(settings: Settings, metrics: Metrics) -> Iterator[DynamoDBPorts]:
             prefix=dynamodb.table_prefix,
             unreadable=unreadable,
             unreadable_record=unreadable_record,
+            unreadable_counter=unreadable_counter,
             compress_above=dynamodb.compress_above,
             timeout=dynamodb.read_timeout,
             reads_in_flight=dynamodb.read_in_flight,

@@ -69,7 +69,7 @@ def consume_once(s: QuotaStage, worker: Worker, cost: int, key: str, times: int 
         if asked is None:
             continue
         answer, call = asked
-        if allowed and not (answer.allowed and answer.replayed):
+        if allowed and not answer.allowed:
             raise ViolationError("C2", f"{key} was allowed, and is not when it is repeated")
         if call is not None:
             allowed = True
@@ -79,8 +79,10 @@ def consume_once(s: QuotaStage, worker: Worker, cost: int, key: str, times: int 
 def reserve(s: QuotaStage, worker: Worker, cost: int = 1) -> None:
     """Hold units, for whoever settles them."""
     asked = worker.ask(cost, Mode.RESERVE)
-    if asked is not None and asked[1] is not None:
-        answer, call = asked
+    if asked is None:
+        return
+    answer, call = asked
+    if call is not None:
         s.calls.append(call)
         s.reservations.append((answer.reservation, call))
 
@@ -103,13 +105,13 @@ def look_after(_: QuotaStage, worker: Worker) -> None:
     worker.look_after()
 
 
-def process(s: QuotaStage, name: str, *acts: Act) -> None:
-    """Add a process that does these, one after the other."""
+def process(s: QuotaStage, name: str, *acts: Act, worker: Worker | None = None) -> None:
+    """Add a process that does these, one after the other; it may be one that has begun."""
 
     def work() -> None:
-        worker = s.worker(name)
+        actual = worker or s.worker(name)
         for act in acts:
-            act(s, worker)
+            act(s, actual)
 
     s.world.actor(name, work)
 
@@ -153,7 +155,11 @@ def slices(s: QuotaStage) -> None:
 
 
 def slices_are_cut_off(s: QuotaStage) -> None:
-    process(s, "a", *[consume] * 4)
+    """It is taken already, and its time or its window may end before each admission."""
+    a = s.worker("a")
+    for _ in range(2):
+        consume(s, a)
+    process(s, "a", consume, consume, worker=a)
     process(s, "b", *[consume] * 3)
     passes(s, LEASE_TIME, WINDOW)
 
@@ -174,7 +180,7 @@ def the_answer_to_a_return_is_lost(s: QuotaStage) -> None:
     a = s.worker("a")
     for _ in range(2):
         consume(s, a)
-    s.world.actor("a", lambda: drain(s, a))
+    process(s, "a", drain, worker=a)
     process(s, "b", *[consume] * 4)
     s.event("lose an answer", s.lose_next_answer)
 

@@ -519,3 +519,14 @@ class TestBadInput:
                 release=release,
             )
         assert [violation.field for violation in raised.value.violations] == [field]
+
+
+def test_a_counter_that_was_removed_is_found_out_within_a_minute() -> None:
+    world = World(quota(10, window=24 * 3600))
+    worker = world.worker("w")
+    assert worker.admitted(20) == 10
+    world.database.sweep("counter", "count#acme#calls#alice")
+    world.pass_(59)
+    assert not worker.ask().allowed
+    world.pass_(1)
+    assert worker.admitted(20) == 10

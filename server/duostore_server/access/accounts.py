@@ -34,18 +34,20 @@ class Slice:
 class Account:
     """What a process knows of one counter, and has leased of it.
 
-    ``seen`` is the counter as the store told it last, in whatever order its answers came:
-    anything that it ever told holds of now, but for what may have been given back since,
-    and then as a bound. The rest is guarded by ``changed``: who is ``busy`` asks the store
-    for a slice, or gives one back, while the others wait; ``waiting`` are the units that
-    they want, ``wanted`` those of the next slice. ``round`` counts what the busy ones did,
-    and ``failure`` is what the last of them ended in, if so.
+    ``seen`` is the counter as the store told it last, at ``seen_time``, in whatever order its
+    answers came: anything that it ever told holds of now, but for what may have been given
+    back since, and then as a bound. The rest is guarded by ``changed``: who is ``busy`` asks
+    the store for a slice, or gives one back, while the others wait; ``waiting`` are the units
+    that they want, ``wanted`` those of the next slice, ``filled`` when the last was asked for.
+    ``round`` counts what the busy ones did, and ``failure`` is what the last of them met, if
+    the store failed it.
     """
 
     key: CounterKey
     quota: Quota
     algorithm: Algorithm
     seen: Counter | None = None
+    seen_time: int = 0
     changed: threading.Condition = field(default_factory=threading.Condition)
     slice: Slice | None = None
     busy: bool = False
@@ -54,6 +56,10 @@ class Account:
     filled: float = 0.0
     round: int = 0
     failure: StoreError | None = None
+
+    def saw(self, counter: Counter | None, now: int) -> None:
+        """Remember the counter as the store has just told it; ``now`` in ns since 1970."""
+        self.seen, self.seen_time = counter, now
 
     def idle(self) -> bool:
         """Return whether it can be forgotten with nothing lost."""

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from duostore_server.domain.counters import Change, Counter, Debiting, HoldName
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.ports import Counters
-    from duostore_server.domain.quotas import Quota
 
 # One step does as a rule, and two where a window begins; more where many meet.
 _TRIES: Final = 16
@@ -27,6 +26,8 @@ _SLICE_SHARE: Final = 2
 _RETURNED_WITHIN: Final = 2
 # After so many windows a counter is as if it had never been, but for what is reserved.
 _WINDOWS_THAT_MATTER: Final = 3
+# Denials are looked up so often, all the same.
+_REMEMBERED_FOR: Final = 60_000_000_000
 # So much is never held.
 _ANY_AMOUNT: Final = 10**30
 
@@ -84,8 +85,11 @@ class Counting:
         self.new_id = new_id
 
     def rules_out(self, account: Account, units: int, now: int) -> bool:
-        """Return whether units cannot fit, whatever became of the counter since it was seen."""
-        if account.seen is None:
+        """Return whether units cannot fit, whatever became of the counter since it was seen.
+
+        Never of what was seen a minute ago: an operator may have removed the counter.
+        """
+        if account.seen is None or not 0 <= now - account.seen_time < _REMEMBERED_FOR:
             return False
         best = hopeful(
             account.seen, now, worker=self.worker, keep_expired=account.quota.release_expired
@@ -95,7 +99,7 @@ class Counting:
     def look(self, account: Account, deadline: Deadline) -> Counter | None:
         """Return the counter as it is now."""
         counter = self.counters.read((account.key,), deadline).get(account.key)
-        account.seen = counter
+        account.saw(counter, self.clock())
         return counter
 
     def debit(
@@ -134,9 +138,10 @@ class Planning:
 
     def met(self, counter: Counter | None) -> None:
         """Take note of the counter as the store has just told it."""
-        self.counter = self._account.seen = counter
-        self.fresh = True
         self.now = self._counting.clock()
+        self.counter = counter
+        self._account.saw(counter, self.now)
+        self.fresh = True
 
     def look(self) -> None:
         """Ask the store how the counter is."""
@@ -185,7 +190,7 @@ class Planning:
             unhold=unhold,
             release=release,
             held=_ANY_AMOUNT if fits and held is not None else held,
-            until=self.now + _matters_for(self._account.quota),
+            until=self._until(),
         )
         if counter is None:
             return step
@@ -209,6 +214,14 @@ class Planning:
             # Its window is over: nothing of it can be given back.
             step = replace(step, unhold=None)
         return replace(step, forget=(*leases, *holds), drop=drop)
+
+    def _until(self) -> int:
+        """Return until when the counter still says something, if nothing more happens."""
+        holds = () if self.counter is None else self.counter.holds
+        last = max((hold.until for hold in holds), default=self.now)
+        quota = self._account.quota
+        span = _WINDOWS_THAT_MATTER * nanoseconds(quota.window)
+        return max(last, self.now + nanoseconds(quota.reservation_ttl)) + span
 
     def _is_done_with(self, hold: HoldName, amount: int, drop: tuple[int, ...]) -> bool:
         """Return whether a hold no longer counts, and may be forgotten."""
@@ -275,8 +288,3 @@ class Planning:
             for hold in sorted(counter.holds)
             if hold.until <= self.now and counter.holds[hold] and self._is_seen_to(hold)
         ]
-
-
-def _matters_for(quota: Quota) -> int:
-    """Return how long after its last change a counter still says something."""
-    return _WINDOWS_THAT_MATTER * nanoseconds(quota.window) + nanoseconds(quota.reservation_ttl)

@@ -241,14 +241,16 @@ class Leasing:
         worker = self._counting.worker
         counter = account.seen
         for _ in range(_RETURN_TRIES):
-            if counter is None:
+            # Later, nobody reckons with it any more.
+            if counter is None or self._counting.clock() >= held.lease.until:
                 return False
             lower = account.algorithm.refund(counter, held.debit, held.left, self._counting.clock())
             if lower is None:
                 return False
             step = Step(lower, ended=(worker, held.lease))
             stepped = self._counting.counters.apply(account.key, step, deadline)
-            counter = account.seen = stepped.counter
+            counter = stepped.counter
+            account.saw(counter, self._counting.clock())
             if stepped.done:
                 return True
             if counter is None or counter.leases.get(worker) != held.lease:

@@ -62,6 +62,7 @@ def open_ports(
     prefix: str,
     unreadable: Unreadable,
     unreadable_record: UnreadableRecord,
+    unreadable_counter: UnreadableRecord,
     compress_above: int,
     timeout: float,
     reads_in_flight: int,
@@ -127,7 +128,7 @@ def open_ports(
                 open_counters(
                     client,
                     prefix=prefix,
-                    unreadable=unreadable_record,
+                    unreadable=unreadable_counter,
                     timeout=timeout,
                     reads_in_flight=reads_in_flight,
                     writes_in_flight=writes_in_flight,
