@@ -8,6 +8,8 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from duostore_server import codec
 from duostore_server.access.accounts import Accounts
 from duostore_server.access.checks import Checks
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
     from duostore_server.domain.transactions import Idempotency, Recorded
     from duostore_server.telemetry.metrics import Metrics
 
+_log = structlog.get_logger(__name__)
+
 # Counters that a process remembers, at about a kilobyte each.
-_MOST_ACCOUNTS: Final = 20_000
+_MOST_ACCOUNTS: Final = 10_000
 # So often in the time of a slice it is looked at.
 _LOOKS: Final = 5
 _LEAST_REST_SECONDS: Final = 0.02
@@ -47,6 +51,7 @@ _RETURN_SECONDS: Final = 1.0
 # For all that a process has leased, when it ends.
 _DRAIN_SECONDS: Final = 3.0
 _WORKER_DIGITS: Final = 12
+_QUIET_SECONDS: Final = 60.0
 # TTLs and backoffs are shortened by up to a tenth, so that what began together does
 # not end together.
 _LEAST_JITTER: Final = 0.9
@@ -62,6 +67,20 @@ def jitter() -> float:
     return random.uniform(_LEAST_JITTER, 1.0)  # noqa: S311 - spreads load, guards nothing
 
 
+class _Clock:
+    """Tells once a minute that this machine's clock is behind that of another."""
+
+    def __init__(self) -> None:
+        self._quiet_until = 0.0
+
+    def behind(self, quota: str, nanoseconds: int) -> None:
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _QUIET_SECONDS
+            seconds = round(nanoseconds / 1e9, 3)
+            _log.warning("clock is behind that of another server", quota=quota, seconds=seconds)
+
+
 class Quoting:
     """The quotas of one process: what answers calls, and what looks after its leases."""
 
@@ -75,6 +94,7 @@ class Quoting:
             worker=uuid.uuid4().hex[:_WORKER_DIGITS],
             clock=time.time_ns,
             new_id=lambda: uuid.uuid4().hex,
+            behind=_Clock().behind,
         )
         self._accounts = Accounts(_MOST_ACCOUNTS)
         self._leasing = Leasing(counting, monotonic=time.monotonic, leased=metrics.leased)

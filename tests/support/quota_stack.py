@@ -125,7 +125,9 @@ class Worker:
             worker=name,
             clock=lambda: world.now - round(behind * SECOND),
             new_id=world.new_id,
+            behind=lambda _quota, lead: self.behind.append(lead),
         )
+        self.behind: list[int] = []
         self.fates: dict[str, int] = {}
         self.outcomes: list[str] = []
         self.accounts = Accounts(100)

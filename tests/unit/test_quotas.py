@@ -118,6 +118,17 @@ def test_a_clock_that_is_behind_counts_in_the_newest_window() -> None:
     assert late.admitted(20) == 4
 
 
+@every_algorithm()
+def test_a_clock_that_is_far_behind_is_told_of(algorithm: AlgorithmName) -> None:
+    world = World(quota(10, algorithm=algorithm))
+    one, late = world.worker("one"), world.worker("late", behind=70.0)
+    assert one.admitted(10) == 10
+    assert one.behind == []
+    assert late.admitted(1) == 0
+    assert late.behind
+    assert max(late.behind) >= 9 * SECOND
+
+
 def test_a_sliding_window_never_holds_more_wherever_it_begins() -> None:
     world = World(quota(10, algorithm=AlgorithmName.SLIDING_WINDOW, window=60, sub_windows=6))
     worker = world.worker("w")

@@ -28,8 +28,14 @@ _RETURNED_WITHIN: Final = 2
 _WINDOWS_THAT_MATTER: Final = 3
 # Denials are looked up so often, all the same.
 _REMEMBERED_FOR: Final = 60_000_000_000
+# What clocks of servers may differ by, with nothing said of it.
+_CLOCKS_AGREE_WITHIN: Final = 1_000_000_000
 # So much is never held.
 _ANY_AMOUNT: Final = 10**30
+
+
+def _untold(_quota: str, _lead: int) -> None:
+    """Keep to oneself that a clock is behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +83,17 @@ class Counting:
         worker: str,
         clock: Callable[[], int],
         new_id: Callable[[], str],
+        behind: Callable[[str, int], None] = _untold,
     ) -> None:
-        """``worker`` is unique among all processes; ``clock`` returns ns since 1970."""
+        """``worker`` is unique among all processes; ``clock`` returns ns since 1970.
+
+        ``behind`` is told of a quota whose counter has come from a clock so many ns ahead.
+        """
         self.counters = counters
         self.worker = worker
         self.clock = clock
         self.new_id = new_id
+        self._behind = behind
 
     def rules_out(self, account: Account, units: int, now: int) -> bool:
         """Return whether units cannot fit, whatever became of the counter since it was seen.
@@ -99,8 +110,18 @@ class Counting:
     def look(self, account: Account, deadline: Deadline) -> Counter | None:
         """Return the counter as it is now."""
         counter = self.counters.read((account.key,), deadline).get(account.key)
-        account.saw(counter, self.clock())
+        self.saw(account, counter)
         return counter
+
+    def saw(self, account: Account, counter: Counter | None) -> int:
+        """Remember a counter as the store has just told it; return when that was."""
+        now = self.clock()
+        account.saw(counter, now)
+        if counter is not None:
+            lead = account.algorithm.lead(counter, now)
+            if lead > _CLOCKS_AGREE_WITHIN:
+                self._behind(account.quota.name, lead)
+        return now
 
     def debit(
         self, account: Account, units: int, deadline: Deadline, ahead: Ahead | None = None
@@ -138,9 +159,8 @@ class Planning:
 
     def met(self, counter: Counter | None) -> None:
         """Take note of the counter as the store has just told it."""
-        self.now = self._counting.clock()
+        self.now = self._counting.saw(self._account, counter)
         self.counter = counter
-        self._account.saw(counter, self.now)
         self.fresh = True
 
     def look(self) -> None:

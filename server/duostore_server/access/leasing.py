@@ -250,7 +250,7 @@ class Leasing:
             step = Step(lower, ended=(worker, held.lease))
             stepped = self._counting.counters.apply(account.key, step, deadline)
             counter = stepped.counter
-            account.saw(counter, self._counting.clock())
+            self._counting.saw(account, counter)
             if stepped.done:
                 return True
             if counter is None or counter.leases.get(worker) != held.lease:

@@ -110,6 +110,10 @@ class Algorithm(Protocol):
         """Return the slots of the counter that no longer count after a change."""
         ...
 
+    def lead(self, counter: Counter, now: int) -> int:
+        """Return by how much whoever changed the counter is ahead of this clock, at least."""
+        ...
+
     def room(self, counter: Counter | None, now: int) -> int:
         """Return how many units could be debited, at least 0."""
         ...
@@ -209,6 +213,9 @@ class Windows:
         if not isinstance(change, Begin):
             return ()
         return tuple(slot for slot in counter.levels if slot < self._first(change.slot))
+
+    def lead(self, counter: Counter, now: int) -> int:
+        return max(0, counter.epoch - now)
 
     def room(self, counter: Counter | None, now: int) -> int:
         slot = self._slot(counter, now)
@@ -338,6 +345,9 @@ class TokenBucket:
 
     def dropped(self, counter: Counter, change: Change) -> tuple[int, ...]:  # noqa: ARG002 - whatever it is
         return tuple(slot for slot in counter.levels if slot != _BUCKET)
+
+    def lead(self, counter: Counter, now: int) -> int:
+        return max(0, self._level(counter) - self._burst - now)
 
     def room(self, counter: Counter | None, now: int) -> int:
         used = self.reset_time(counter, now) - now + self.held(counter)
