@@ -35,6 +35,7 @@ _CONTESTS: Final = {
     "append-head": snapshots.append_head,
     "append-once": snapshots.append_once,
     "quota": quotas.quota,
+    "quota-cores": quotas.quota_cores,
     "quota-denied": quotas.quota_denied,
     "quota-leased": quotas.quota_leased,
     "quota-each": quotas.quota_each,

@@ -34,12 +34,7 @@ KIND: Final = "proposal"
 HOT: Final = "hot"
 EACH: Final = "each"
 SPENT: Final = "spent"
-# Entities that DynamoDB holds from the start and no Save has touched.
-SEEDED: Final = 10_000
-
-_PREFIX: Final = "bench_"
-_TABLES: Final = f"""
-[kinds.{KIND}.snapshots]
+QUOTAS: Final = f"""
 [quotas.{HOT}]
 limit = 1_000_000_000
 window = "1m"
@@ -51,6 +46,11 @@ lease = 0
 limit = 1
 window = "30d"
 """
+# Entities that DynamoDB holds from the start and no Save has touched.
+SEEDED: Final = 10_000
+
+_PREFIX: Final = "bench_"
+_TABLES: Final = f"[kinds.{KIND}.snapshots]\n{QUOTAS}"
 _BODY_LETTERS: Final = 830
 # What the service itself, by default, would not compress.
 _PLAIN_BYTES: Final = 1024
@@ -78,6 +78,23 @@ class Deployment:
     def table(self) -> str:
         """Return the name of the table of projections."""
         return projection_table(_PREFIX)
+
+    @contextmanager
+    def another_service(self, *, workers: int, tables: str) -> Iterator[Service]:
+        """Run a service over the same stores, with tables of its own in its configuration."""
+        with (
+            tempfile.TemporaryDirectory(prefix="duostore-bench-") as folder,
+            Service(
+                Path(folder),
+                dsn=self.dsn,
+                endpoint_url=self.endpoint_url,
+                prefix=_PREFIX,
+                node=self.memcached.address,
+                workers=workers,
+                kinds=f"[kinds.{KIND}]\n{tables}",
+            ) as service,
+        ):
+            yield service
 
     @contextmanager
     def plain_client(self, threads: int) -> Iterator[DynamoDBClient]:

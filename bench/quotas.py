@@ -14,10 +14,10 @@ from prometheus_client import CollectorRegistry
 
 from bench.callers import call_for, of_this_process
 from bench.contest import Contest, Side
-from bench.deployment import EACH, HOT, SPENT
+from bench.deployment import EACH, HOT, QUOTAS, SPENT
 from bench.drivers import best_driver
 from bench.figures import BenchError
-from bench.machine import cpu_seconds
+from bench.machine import cores, cpu_seconds
 from duostore.v1 import data_access_pb2, data_access_pb2_grpc
 from duostore_server import bootstrap
 from duostore_server.access.limits import LimitsInForce
@@ -52,15 +52,27 @@ _WRITES: Final = ("step_counter", "record_grant", "settle_grant")
 
 @contextmanager
 def quota(deployment: Deployment) -> Iterator[Contest]:
-    """Yield the contest of the RPC: units that are admitted from leases."""
-    with _contest_of_rpc(deployment, "quota", HOT, "allowed", limit=_LIMIT) as contest:
+    """Yield the contest of the RPC: units that one worker admits from leases."""
+    service = deployment.service
+    with _contest_of_rpc(deployment, service, "quota", HOT, "allowed") as contest:
+        yield contest
+
+
+@contextmanager
+def quota_cores(deployment: Deployment) -> Iterator[Contest]:
+    """Yield the same contest of as many workers as there are cores, as one deploys them."""
+    with (
+        deployment.another_service(workers=len(cores()), tables=QUOTAS) as service,
+        _contest_of_rpc(deployment, service, "quota-cores", HOT, "allowed") as contest,
+    ):
         yield contest
 
 
 @contextmanager
 def quota_denied(deployment: Deployment) -> Iterator[Contest]:
     """Yield the contest of the RPC for a subject that has used up its limit."""
-    with _contest_of_rpc(deployment, "quota-denied", SPENT, "denied", limit=1) as contest:
+    service = deployment.service
+    with _contest_of_rpc(deployment, service, "quota-denied", SPENT, "denied") as contest:
         yield contest
 
 
@@ -90,13 +102,13 @@ def counter_writes(service: Service) -> float:
 
 @contextmanager
 def _contest_of_rpc(
-    deployment: Deployment, name: str, quota: str, outcome: str, *, limit: int
+    deployment: Deployment, service: Service, name: str, quota: str, outcome: str
 ) -> Iterator[Contest]:
     subject = secrets.token_hex(4)
     request = data_access_pb2.QuotaRequest(quota=quota, subject=subject)
     with (
         best_driver() as driver,
-        deployment.service.channel() as channel,
+        service.channel() as channel,
         deployment.plain_client(_CALLERS) as client,
     ):
         # The first call of one that is spent is allowed.
@@ -104,15 +116,14 @@ def _contest_of_rpc(
         message = request.SerializeToString()
         yield Contest(
             name,
-            f"one subject, {outcome}; {_CALLERS} calls at a time, by {driver.name}, against as many"
-            " threads of one process; requests are writes to DynamoDB for a call",
+            f"one subject, {outcome}; workers: {len(service.workers())}; {_CALLERS} calls at a"
+            f" time, by {driver.name}, against as many threads of one process; requests are writes"
+            " to DynamoDB for a call",
             Side(
                 "Quota",
-                partial(
-                    _of_service, deployment.service, driver, message, quota=quota, outcome=outcome
-                ),
+                partial(_of_service, service, driver, message, quota=quota, outcome=outcome),
             ),
-            [_updates(client, deployment.prefix, limit=limit, allowed=outcome == "allowed")],
+            [_updates(client, deployment.prefix, allowed=outcome == "allowed")],
         )
 
 
@@ -120,12 +131,9 @@ def _of_service(
     service: Service, driver: Driver, message: bytes, seconds: float, *, quota: str, outcome: str
 ) -> Figures:
     """Call the service; make sure that all calls had this outcome."""
-    (worker,) = service.workers()
-    before, asked, spent = (
-        decided(service, quota, outcome),
-        counter_writes(service),
-        cpu_seconds(worker),
-    )
+    workers = service.workers()
+    before, wrote = decided(service, quota, outcome), counter_writes(service)
+    spent = sum(map(cpu_seconds, workers))
     figures = driver.drive(
         service.target, message, None, at_a_time=_CALLERS, seconds=seconds, method=_METHOD
     )
@@ -136,8 +144,8 @@ def _of_service(
         raise BenchError(f"of {calls:.0f} calls of quota {quota} {made:.0f} were {outcome}")
     return replace(
         figures,
-        cpu=(cpu_seconds(worker) - spent) / made,
-        sent=(counter_writes(service) - asked) / made,
+        cpu=(sum(map(cpu_seconds, workers)) - spent) / made,
+        sent=(counter_writes(service) - wrote) / made,
     )
 
 
@@ -178,13 +186,13 @@ def _contest_of_use_case(
             f"one subject, {condition}; {_CALLERS} threads of one process; requests are"
             " writes to DynamoDB for a call",
             Side("Quotas.ask", asks),
-            [_updates(client, deployment.prefix, limit=_LIMIT, allowed=True)],
+            [_updates(client, deployment.prefix, allowed=True)],
         )
 
 
-def _updates(client: DynamoDBClient, prefix: str, *, limit: int, allowed: bool) -> Side:
+def _updates(client: DynamoDBClient, prefix: str, *, allowed: bool) -> Side:
     """Return what counts on one item, by one conditional update for each call."""
-    update = _update(client, prefix, limit)
+    update = _update(client, prefix, _LIMIT if allowed else 1)
     if not allowed:
         update(0)
 

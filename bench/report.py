@@ -21,7 +21,7 @@ _FIGURES: Final = {
     "p50": ("p50, ms", 1000, ".2f"),
     "p99": ("p99, ms", 1000, ".2f"),
     "cpu": ("CPU, µs", 1_000_000, ",.0f"),
-    "sent": ("requests", 1, ".2f"),
+    "sent": ("requests", 1, ".4g"),
     "wal": ("WAL, bytes", 1, ",.0f"),
 }
 _STORES: Final = ("cache", "dynamodb", "aurora")

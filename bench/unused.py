@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench.deployment import KIND
 from bench.figures import BenchError, Spread
 from bench.quotas import counter_writes
 from duostore.v1 import data_access_pb2, data_access_pb2_grpc
 from duostore_server.domain.quotas import AlgorithmName
-from tests.support.service import CALL_SECONDS, Service
+from tests.support.service import CALL_SECONDS
 
 if TYPE_CHECKING:
     from bench.deployment import Deployment
+    from tests.support.service import Service
 
 _LIMIT: Final = 900
 # A sub-window of sixty is a tenth of a second then.
@@ -59,17 +57,8 @@ def unused(deployment: Deployment) -> list[Unused]:
     names = [algorithm.value for algorithm in AlgorithmName]
     tables = [_TABLE.format(name=name, limit=_LIMIT, window=_WINDOW_SECONDS) for name in names]
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="duostore-bench-"))
         service = stack.enter_context(
-            Service(
-                Path(folder),
-                dsn=deployment.dsn,
-                endpoint_url=deployment.endpoint_url,
-                prefix=deployment.prefix,
-                node=deployment.memcached.address,
-                workers=_WORKERS,
-                kinds="\n".join((f"[kinds.{KIND}]", *tables)),
-            )
+            deployment.another_service(workers=_WORKERS, tables="".join(tables))
         )
         stubs = [
             data_access_pb2_grpc.DataAccessStub(stack.enter_context(service.channel()))

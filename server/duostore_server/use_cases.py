@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-# Counters that a process remembers, at about a kilobyte each.
+# Counters that a process remembers, at a kilobyte and a half, and 70 bytes for each of
+# their sub-windows.
 _MOST_ACCOUNTS: Final = 10_000
 # So often in the time of a slice it is looked at.
 _LOOKS: Final = 5

@@ -211,7 +211,7 @@ def test_a_step_is_done_as_a_whole_if_what_it_requires_holds(
         assert (engine.find() is not None) is holds
     elif step.lease == LEASED:
         # It is there already: an earlier attempt has set it.
-        assert engine.apply(step) == Stepped(done=True, counter=before)
+        assert engine.apply(step) == Stepped(done=True, counter=before, exact=False)
     else:
         stepped = engine.apply(step)
         assert stepped.done is holds
@@ -426,6 +426,15 @@ def test_what_is_held_together_is_kept_count_of(engine: Engine) -> None:
     engine.done(raised(held=4))
 
 
+def test_what_was_held_of_another_algorithm_is_forgotten(engine: Engine) -> None:
+    engine.apply(begun(held=0, hold=(HOLD, 5)))
+    engine.done(Step(Begin(SLOT + 1, 1, SLOT, ANY), held=0, hold=(HOLD, 2)))
+    assert not engine.apply(raised(held=1, slot=SLOT + 1)).done
+    engine.done(raised(held=2, slot=SLOT + 1))
+    engine.done(Step(Begin(SLOT + 2, 1, SLOT + 1, ANY), held=0))
+    engine.done(raised(held=0, slot=SLOT + 2))
+
+
 def test_what_was_held_before_it_was_kept_count_of_may_go(engine: Engine) -> None:
     engine.apply(begun(hold=(HOLD, 5)))
     counter = engine.done(Step(None, held=ANY, unhold=(HOLD, 2)))
@@ -490,6 +499,21 @@ def test_a_forgotten_grant_is_replaced(engine: Engine) -> None:
     assert engine.find() == later
 
 
+def test_a_grant_is_put_instead_of_exactly_another(engine: Engine) -> None:
+    engine.record(grant(), begun(2))
+    later = grant(nonce="later")
+    for other in (grant(nonce="other"), grant(settlement=RELEASED)):
+        refused = engine.record(later, raised(2), instead=other)
+        assert refused == GrantStepped(done=False, grant=grant(), grant_refused=True)
+    engine.settle(grant(), RELEASED, None)
+    refused = engine.record(later, raised(2), instead=grant())
+    assert refused.grant_refused
+    assert engine.record(later, raised(2), instead=grant(settlement=RELEASED)).done
+    assert engine.find() == later
+    assert engine.record(grant(nonce="third"), raised(2), instead=later).done
+    assert engine.read() == Counter(SLOT, {SLOT: 6})
+
+
 @pytest.mark.parametrize("settlement", [SETTLED, RELEASED, Settlement(9, 2, 0, covered=False)])
 def test_a_reservation_is_settled_once(engine: Engine, settlement: Settlement) -> None:
     engine.record(grant(), begun(2, hold=HELD))
@@ -534,7 +558,7 @@ def test_a_settlement_may_change_no_counter(engine: Engine) -> None:
 
 def test_another_grant_of_the_same_id_is_not_settled(engine: Engine) -> None:
     engine.record(grant(), begun(2))
-    later = grant(forget_time=grant().forget_time + 1, amount=1)
+    later = grant(nonce="another", forget_time=grant().forget_time + 1, amount=1)
     engine.record(later, raised(1), grant().forget_time)
     refused = engine.settle(grant(), RELEASED, Step(Lower(SLOT, 2)))
     assert refused == GrantStepped(done=False, grant=later, grant_refused=True)

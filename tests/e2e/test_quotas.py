@@ -55,7 +55,7 @@ SLOW: Final = "slow"
 CROWDED: Final = tuple(
     Quota(
         name=f"{algorithm.value}{'_leased' if leased else ''}",
-        limit=24 if algorithm is AlgorithmName.TOKEN_BUCKET else 40,
+        limit=40,
         window=timedelta(seconds=6 if algorithm is AlgorithmName.TOKEN_BUCKET else 4),
         algorithm=algorithm,
         sub_windows=4,
@@ -315,8 +315,10 @@ def test_through_a_minute_of_kills_and_lost_and_throttled_writes_nothing_is_over
             history = callers.admissions[Subject(quota.name, name)]
             limit = limit_of(quota, name)
             assert not violations(quota, limit, history), (quota.name, name)
-            # Else nobody was limited. One less than was admitted would have been told.
-            assert violations(quota, limit - 1, history), (quota.name, name)
+            # Else there was little to see. Faults cost units, so that it is not all of them.
+            assert violations(quota, limit * 3 // 4, history), (quota.name, name)
+        # Else nobody was limited.
+        assert callers.counts[quota.name]["denied"] > 100, quota.name
     with service.channel() as channel:
         request = data_access_pb2.QuotaRequest(
             quota=LEDGER.name, subject="all", mode=data_access_pb2.MODE_PEEK

@@ -85,12 +85,12 @@ def test_what_is_set_is_read_until_it_is_unset(dsn: str, limits: AuroraLimits) -
     odd = LimitKey("acme", "#'\"{}\\ NULL é")
     set_limit(dsn, "calls", everywhere, 1, caller="")
     set_limit(dsn, "calls", here, MAX_LIMIT, caller="")
-    set_limit(dsn, "calls", empty, 3, caller="")
+    set_limit(dsn, "calls", empty, 0, caller="")
     set_limit(dsn, "tokens", odd, 4, caller="")
     assert limits.read(soon()) == {
         ("calls", "alice"): 1,
         ("calls", "acme#alice"): MAX_LIMIT,
-        ("calls", "#alice"): 3,
+        ("calls", "#alice"): 0,
         ("tokens", "acme##'\"{}\\ NULL é"): 4,
     }
 
@@ -99,7 +99,7 @@ def test_what_is_set_is_read_until_it_is_unset(dsn: str, limits: AuroraLimits) -
     assert not unset_limit(dsn, "calls", everywhere)
     assert not unset_limit(dsn, "tokens", here)
     assert unset_limit(dsn, "tokens", odd)
-    assert limits.read(soon()) == {("calls", "acme#alice"): 5, ("calls", "#alice"): 3}
+    assert limits.read(soon()) == {("calls", "acme#alice"): 5, ("calls", "#alice"): 0}
 
 
 def test_the_list_tells_who_set_what_and_when(dsn: str) -> None:
@@ -118,7 +118,7 @@ def test_the_list_tells_who_set_what_and_when(dsn: str) -> None:
 BAD_ROWS = [
     ("calls#a", '"5"'),
     ("calls#b", "5.0"),
-    ("calls#c", "0"),
+    ("calls#c", "-1"),
     ("calls#d", "-5"),
     ("calls#e", str(MAX_LIMIT + 1)),
     ("calls#f", "9" * 5000),
@@ -164,8 +164,8 @@ def test_rows_that_cannot_be_read_are_told_once_a_minute(
         return sum(UNREADABLE in record.getMessage() for record in caplog.records)
 
     assert told() == 0
-    put(dsn, "calls#secret", "0")
-    put(dsn, "calls#other", "0")
+    put(dsn, "calls#secret", "-1")
+    put(dsn, "calls#other", "-1")
     assert told() == 1
     assert "count=2" in caplog.text
     assert "secret" not in caplog.text

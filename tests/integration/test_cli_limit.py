@@ -111,6 +111,15 @@ def test_a_limit_is_set_listed_and_unset(command: Command) -> None:
     assert len(json.loads(command.done("list", "--json"))) == 2
 
 
+def test_a_subject_is_blocked_by_a_limit_of_0(command: Command) -> None:
+    assert "subject 'alice' in every tenant: 0 in 60s" in command.done(
+        "set", "api_calls", "alice", "0"
+    )
+    command.done("set", "tokens", "alice", "0")
+    assert [row["limit"] for row in json.loads(command.done("list", "--json"))] == [0, 0]
+    assert "passed over" not in command.done("list")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -127,7 +136,7 @@ def test_a_limit_is_set_listed_and_unset(command: Command) -> None:
         (("set", "api_calls", "a", "5", "--caller", "a\nb"), "--caller: may hold up to 128"),
         (("unset", "api_calls", "a#b"), "then its tenant has to be named"),
         (("set", "api_calls", "a\udcff", "5"), "not UTF-8"),
-        (("set", "api_calls", "a", "0"), "Invalid value for"),
+        (("set", "api_calls", "a", "--", "-1"), "equal to 0"),
         (("set", "api_calls", "a", "many"), "Invalid value for"),
     ],
 )
@@ -185,5 +194,7 @@ def test_the_help_says_when_it_is_in_force(command: Command) -> None:
     assert "Limits of single subjects of a quota, set at run time" in top
     assert "In force within two seconds in every server" in set_
     assert "duostore limit set api_calls alice 5000 --tenant acme" in set_
+    assert "Units in a window; 0 blocks the subject." in set_
+    assert "A limit of 0 blocks the subject: all that it asks for is denied." in set_
     assert "also of a quota that is no longer configured" in unset
     assert "who set them and when" in list_

@@ -98,6 +98,8 @@ class QuotaDesign:
 
     dynamodb: type[Resent] = Resent
     counters: Callable[[Counters], Counters] = _same
+    counting: type[Counting] = Counting
+    leasing: type[Leasing] = Leasing
 
 
 @dataclass(slots=True, eq=False)
@@ -133,17 +135,18 @@ class Worker:
             pause=lambda _: stage.world.step("pause"),
             clock=lambda: 0.0,
         )
-        counting = Counting(
+        counting = stage.design.counting(
             stage.design.counters(counters),
             worker=name,
             clock=clock,
-            new_id=lambda: f"{name}{next(numbers):08}",
+            # Other than that of any other process, in its first digits as in its last.
+            new_id=lambda: f"{next(numbers):08x}{name.encode().hex():0>16}{next(numbers):08x}",
         )
         quotas = {stage.quota.name: stage.quota}
         limits = LimitsInForce(quotas, SetLimits())
         self._stage = stage
         self._accounts = Accounts(10)
-        self._leasing = Leasing(
+        self._leasing = stage.design.leasing(
             counting,
             monotonic=lambda: clock() / SECOND,
             leased=lambda _quota, _fate, _units: None,
@@ -160,14 +163,14 @@ class Worker:
         self._settling = Settling(quotas, limits=limits, counting=counting)
 
     def ask(
-        self, cost: int, mode: Mode = Mode.CONSUME, *, key: str = "", start: int | None = None
+        self, cost: int, mode: Mode = Mode.CONSUME, *, key: str = ""
     ) -> tuple[QuotaAnswer, Call | None] | None:
         """Ask for units; return the answer, and the call if it was allowed.
 
-        None if there is no answer. ``start`` is when a call that is repeated was first sent.
+        None if there is no answer.
         """
         stage = self._stage
-        began = stage.now if start is None else start
+        began = stage.first_sent(key) if key else stage.now
         with stage.rooms() as was_full:
             try:
                 answer = self._quotas.ask(KEY, cost, mode, soon(), idempotency_key=key)
@@ -175,7 +178,7 @@ class Worker:
                 stage.failed(error)
                 return None
             if not answer.allowed:
-                if not was_full(cost):
+                if stage.is_exact and not was_full(cost):
                     raise ViolationError("exact", f"{cost} denied, and there was room all the time")
                 return answer, None
         reset_time = None if answer.replayed else answer.reset_time
@@ -207,6 +210,14 @@ class Worker:
             stage.calls.append(Call(lower.time, stage.now, settled.committed - call.cost, None))
         return settled
 
+    def in_demand(self) -> Worker:
+        """Let it be as if it had been asked often: it takes a slice with its next debit."""
+        self._quotas.ask(KEY, 1, Mode.PEEK, soon())
+        account = self._accounts.of(KEY)
+        assert account is not None
+        account.quick, account.filled = 1000, self._stage.now / SECOND
+        return self
+
     def drain(self) -> None:
         """Give back all slices, as at the end of the process."""
         self._leasing.return_all(self._accounts.holding(), soon())
@@ -230,10 +241,12 @@ class QuotaStage:
         self.now = MIDNIGHT
         self.calls: list[Call] = []
         self.may_fail = False
+        self.is_exact = True
         # Whether what is counted has to be what was admitted, no more and no less.
         self.counts_exactly = False
         self.reservations: list[tuple[str, Call]] = []
         self._lost_answers = 0
+        self._first_sent: dict[str, int] = {}
         self._allowed_once: set[str] = set()
         self.dynamodb = design.dynamodb(step=lambda label: world.step(f"dynamodb {label}"))
         self.dynamodb.fault = self._lost_answer
@@ -244,6 +257,10 @@ class QuotaStage:
     def worker(self, name: str) -> Worker:
         """Return a process that has just begun."""
         return Worker(self, name)
+
+    def first_sent(self, key: str) -> int:
+        """Return when a call with this key was first sent, by whomever."""
+        return self._first_sent.setdefault(key, self.now)
 
     def allow_once(self, key: str, call: Call) -> None:
         """Take note of what was allowed under a key, to whoever was told so first."""
@@ -298,13 +315,13 @@ class QuotaStage:
     @contextmanager
     def rooms(self) -> Iterator[Callable[[int], bool]]:
         """Tell whether the counter had no room for units at any moment since the block began."""
-        before = len(self._states())
+        before, began = len(self._states()), self.now
         algorithm = algorithm_of(self.quota, self.quota.limit)
 
         def was_full(units: int) -> bool:
             items = self._states()[before - 1 :]
             counters = [decode_counter(item) if item else None for item in items]
-            return any(algorithm.room(counter, self.now) < units for counter in counters)
+            return any(algorithm.room(counter, began) < units for counter in counters)
 
         yield was_full
 
@@ -329,6 +346,7 @@ class QuotaStage:
             self.now,
             self._lost_answers,
             frozenset(self._allowed_once),
+            frozenset(self._first_sent.items()),
             tuple(call.state() for call in self.calls),
             tuple((name, call.state()) for name, call in self.reservations),
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.interleaving.claims import ViolationError
+from tests.interleaving.quota_mutants import MUTANTS, scene_of
 from tests.interleaving.quota_scenes import SMALL, everything
 from tests.interleaving.quota_stage import QuotaDesign, QuotaStage
 from tests.interleaving.scheduler import World, at_random, exhaust
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from tests.interleaving.quota_scenes import Scene
     from tests.interleaving.scheduler import Choose
 
-SEEDS = 3_000
+SEEDS = 2_000
 MOST_STATES = 100_000
 
 
@@ -27,6 +28,7 @@ def execute(scene: Scene, design: QuotaDesign, choose: Choose, *, states: bool) 
     """Run one execution and check what holds at rest; return how many calls were allowed."""
     world = World()
     stage = QuotaStage(world, scene.quota, design)
+    stage.is_exact = scene.exact
     try:
         scene.play(stage)
         world.run(choose, states=states)
@@ -39,13 +41,13 @@ def execute(scene: Scene, design: QuotaDesign, choose: Choose, *, states: bool) 
     return len(stage.calls)
 
 
-def states_of(scene: Scene, design: QuotaDesign) -> int:
+def states_of(scene: Scene, design: QuotaDesign, *, prune: bool = True) -> int:
     """Execute a scene in every order; return the number of states."""
 
     def run(choose: Choose) -> None:
         execute(scene, design, choose, states=True)
 
-    return exhaust(run, most=MOST_STATES)
+    return exhaust(run, most=MOST_STATES, prune=prune)
 
 
 def execute_seeds(seeds: range, design: QuotaDesign) -> int:
@@ -70,3 +72,19 @@ def test_every_order_of_a_small_scene_holds(scene: Scene) -> None:
 def test_no_random_order_of_everything_over_admits(tenth: int) -> None:
     seeds = range(tenth * SEEDS // 10, (tenth + 1) * SEEDS // 10)
     assert execute_seeds(seeds, QuotaDesign()) > 3 * len(seeds)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_guard_is_needed(name: str) -> None:
+    mutant = MUTANTS[name]
+    with pytest.raises(ViolationError) as violation:
+        states_of(scene_of(mutant), mutant.design)
+    assert violation.value.claim == mutant.claim
+
+
+@pytest.mark.parametrize(
+    "name", ["two consume", "two consume, bucket", "reserved and settled for more"]
+)
+def test_what_is_pruned_was_seen_before(name: str) -> None:
+    (scene,) = (scene for scene in SMALL if scene.name == name)
+    assert states_of(scene, QuotaDesign(), prune=False) == states_of(scene, QuotaDesign())

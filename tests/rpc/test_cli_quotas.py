@@ -68,11 +68,58 @@ def test_what_is_denied_ends_with_4(service: RecordingService, served: Served) -
         "it can be allowed in 1.501 s, unless others are faster",
         f"all that is used is available again at {RESET}",
     ]
+    assert service.asked[0].request.cost == 40
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "told"),
+    [
+        ("0s", "0 s"),
+        ("0.000000001s", "0.001 s"),
+        ("9.5s", "9.5 s"),
+        ("9.999000001s", "10 s"),
+        ("10.000000001s", "10.1 s"),
+        ("59.9s", "59.9 s"),
+        ("59.900000001s", "60 s"),
+        ("60s", "1 min"),
+        ("60.000000001s", "1 min 1 s"),
+        ("82341.123456s", "22 h 52 min 22 s"),
+        ("172800s", "2 d"),
+    ],
+)
+def test_the_time_to_wait_can_be_read_and_is_not_too_early(
+    service: RecordingService, served: Served, retry_after: str, told: str
+) -> None:
+    service.decision = decision(allowed=False, retryAfter=retry_after)
+    ran = duostore("quota", "api_calls", "ann", "--target", served.address)
+    assert ran.stdout.splitlines()[1] == f"it can be allowed in {told}, unless others are faster"
+
+
+@pytest.mark.parametrize(("options", "would"), [([], ""), (["--peek"], "would be ")])
+def test_what_never_fits_is_told_as_that(
+    service: RecordingService, served: Served, options: list[str], would: str
+) -> None:
     service.decision = decision(allowed=False)
-    ran = duostore("quota", "api_calls", "ann", "--cost", "1001", "--target", served.address)
-    assert ran.exit_code == 4
-    assert ran.stdout.splitlines()[1] == "it never can be: the cost, 1001, is above the limit"
-    assert [asked.request.cost for asked in service.asked] == [40, 1001]
+    command = ("quota", "api_calls", "ann", *options, "--target", served.address)
+    ran = duostore(*command, "--cost", "1500")
+    assert (ran.exit_code, ran.stderr) == (4, "")
+    assert ran.stdout == f"{would}denied: 1500 is more than the limit of 1000\n"
+    ran = duostore(*command, "--cost", "1000")
+    assert ran.stdout.splitlines()[0] == f"{would}denied: 7 of 1000 left"
+
+
+def test_moments_are_told_to_the_second(service: RecordingService, served: Served) -> None:
+    service.decision = decision(
+        allowed=True,
+        reservation="r1",
+        expireTime="2026-01-02T04:00:00.999999999Z",
+        resetTime="2026-01-02T03:04:05.000000001Z",
+    )
+    ran = duostore("quota", "tokens", "ann", "--reserve", "--target", served.address)
+    assert ran.stdout.splitlines()[1:] == [
+        "reservation r1, to settle by 2026-01-02T04:00:00Z",
+        f"all that is used is available again at {RESET}",
+    ]
 
 
 @pytest.mark.parametrize(("allowed", "code"), [(True, 0), (False, 4)])
@@ -177,37 +224,53 @@ def test_a_question_that_is_refused_names_its_fields(
 
 
 @pytest.mark.parametrize(
-    ("options", "sent"),
+    ("options", "sent", "verb"),
     [
-        (["--cost", "30"], {"cost": "30"}),
-        (["--cost", "0"], {"cost": "0"}),
-        (["--release"], {"release": True}),
+        (["--cost", "30"], {"cost": "30"}, "committed"),
+        (["--cost", "0"], {"cost": "0"}, "committed"),
+        (["--release"], {"release": True}, "released"),
     ],
 )
 def test_settle_prints_what_became_of_the_units(
-    service: RecordingService, served: Served, options: list[str], sent: dict[str, Any]
+    service: RecordingService,
+    served: Served,
+    options: list[str],
+    sent: dict[str, Any],
+    verb: str,
 ) -> None:
     service.settled = pb.SettleQuotaResponse(committed=30, refunded=10, covered=True)
-    ran = duostore("settle", "r1", *options, "--tenant", "t", "--target", served.address)
+    command = ("settle", "r1", *options, "--tenant", "t", "--target", served.address)
+    ran = duostore(*command)
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    assert ran.stdout == f"{verb}: 30 used, 10 given back\n"
+    service.settled.replayed = True
+    assert duostore(*command).stdout == f"{verb} before: 30 used, 10 given back\n"
+    ran = duostore(*command, "--json")
     assert (ran.exit_code, ran.stderr) == (0, "")
     assert json.loads(ran.stdout) == {
         "committed": 30,
         "refunded": 10,
         "covered": True,
-        "replayed": False,
+        "replayed": True,
     }
-    [asked] = service.asked
-    assert json_format.MessageToDict(asked.request) == {"tenant": "t", "reservation": "r1", **sent}
+    for asked in service.asked:
+        assert json_format.MessageToDict(asked.request) == {
+            "tenant": "t",
+            "reservation": "r1",
+            **sent,
+        }
 
 
 def test_a_cost_that_did_not_fit_ends_with_4(service: RecordingService, served: Served) -> None:
     service.settled = pb.SettleQuotaResponse(committed=40, covered=False)
-    ran = duostore("settle", "r1", "--cost", "55", "--target", served.address)
-    assert ran.exit_code == 4
-    assert json.loads(ran.stdout)["committed"] == 40
-    assert ran.stderr.splitlines() == [
-        "The quota has no room for 15 units more than were reserved; they were not debited."
-    ]
+    command = ("settle", "r1", "--cost", "55", "--target", served.address)
+    for options, printed in (((), "committed: 40 used, 0 given back"), (("--json",), "{")):
+        ran = duostore(*command, *options)
+        assert ran.exit_code == 4
+        assert ran.stdout.splitlines()[0] == printed
+        assert ran.stderr.splitlines() == [
+            "The quota has no room for 15 units more than were reserved; they were not debited."
+        ]
 
 
 def test_a_settlement_that_fails_says_what_to_do(service: RecordingService, served: Served) -> None:

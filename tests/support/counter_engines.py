@@ -54,6 +54,7 @@ def grant(id_: str = "g-1", **parts: Any) -> Grant:
     reserved = Grant(
         counter=KEY,
         id=id_,
+        nonce=f"nonce of {id_}",
         request_hash=b"\0hash",
         cost=2,
         slot=SLOT,
@@ -87,8 +88,10 @@ class Engine:
         assert stepped.counter is not None
         return stepped.counter
 
-    def record(self, grant: Grant, step: Step, now: int = NOW_NS) -> GrantStepped:
-        return self.counters.record(grant, step, now, soon())
+    def record(
+        self, grant: Grant, step: Step, now: int = NOW_NS, instead: Grant | None = None
+    ) -> GrantStepped:
+        return self.counters.record(grant, step, now, soon(), instead)
 
     def settle(self, grant: Grant, settlement: Settlement, step: Step | None) -> GrantStepped:
         return self.counters.settle(grant, settlement, step, soon())

@@ -112,6 +112,7 @@ class Play:
         self.now = NOON
         self.counter: Counter | None = None
         self.seen: dict[str, Counter | None] = {}
+        self.seen_time: dict[str, int] = {}
         self.uses: list[Use] = []
         self.debited: Tally[int] = Tally()
         self.denied: list[tuple[Counter | None, int]] = []
@@ -128,7 +129,12 @@ class Play:
         self.now += span
 
     def look(self, worker: str) -> None:
-        self.seen[worker] = self.counter
+        self.seen[worker], self.seen_time[worker] = self.counter, self.clock(worker)
+
+    def kept_by(self, worker: str) -> list[Lease]:
+        """Return the leases that a worker knows not to have given back."""
+        held = self._slices.get(worker)
+        return [] if held is None else [held.lease]
 
     def consume(self, worker: str, units: int) -> None:
         """Debit units and admit them."""
@@ -204,7 +210,18 @@ class Play:
         use = Use(self.now, self.now, units)
         self.uses.append(use)
         hold, amount = HoldName(change.slot, until), self.algorithm.amount(units)
-        grant = Grant(_KEY, "", b"", units, change.slot, amount, 0, hold, expire_time)
+        grant = Grant(
+            counter=_KEY,
+            id="",
+            nonce="",
+            request_hash=b"",
+            cost=units,
+            slot=change.slot,
+            amount=amount,
+            forget_time=0,
+            hold=hold,
+            expire_time=expire_time,
+        )
         self._reservations.append(_Reservation(use, grant, hold, expire_time))
 
     def settle(self, worker: str, units: int) -> None:
@@ -319,7 +336,8 @@ class Play:
         self.look(worker)
         if after is None:
             return False
-        self.counter = self.seen[worker] = after
+        self.counter = after
+        self.look(worker)
         if step.change is not None:
             slot = step.change.slot
             self.debited[slot] += after.level(slot) - (before.level(slot) if before else 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from duostore_server.access.accounts import Accounts
 from duostore_server.access.counting import Counting
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from duostore_server.access.accounts import Account
-    from duostore_server.domain.quotas import QuotaAnswer
+    from duostore_server.domain.quotas import QuotaAnswer, Settled
 
 SECOND = 1_000_000_000
 # A round moment: every window of a minute begins here, too.
@@ -155,14 +155,14 @@ class Worker:
         key: str = "",
         subject: str = "alice",
         name: str = "calls",
-        seconds: float = 5.0,
+        deadline: Deadline | None = None,
     ) -> QuotaAnswer:
         """Ask for units."""
         return self.quotas.ask(
             CounterKey("acme", name, subject),
             cost,
             mode,
-            Deadline.after(seconds),
+            deadline or Deadline.after(5),
             idempotency_key=key,
         )
 
@@ -175,6 +175,14 @@ class Worker:
         account = self.accounts.of(CounterKey("acme", name, subject))
         assert account is not None
         return account
+
+    def settle(
+        self, reservation: str, *, cost: int | None = None, release: Literal[True] | None = None
+    ) -> Settled:
+        """Settle a reservation."""
+        return self.settling.settle(
+            "acme", reservation, Deadline.after(5), cost=cost, release=release
+        )
 
     def drain(self) -> None:
         """Return all leases, as at the end of the process."""

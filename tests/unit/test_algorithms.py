@@ -19,7 +19,15 @@ from duostore_server.domain.algorithms import (
     hopeful,
     nanoseconds,
 )
-from duostore_server.domain.counters import Begin, Lower, Raise, Step
+from duostore_server.domain.counters import (
+    Begin,
+    Counter,
+    HoldName,
+    Lease,
+    Lower,
+    Raise,
+    Step,
+)
 from duostore_server.domain.quotas import AlgorithmName, Quota
 from tests.support.counter_model import applied
 from tests.support.counter_play import (
@@ -37,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from duostore_server.domain.algorithms import Algorithm, Debit
-    from duostore_server.domain.counters import Counter, Debiting
+    from duostore_server.domain.counters import Debiting
 
 WORKERS = ("a", "b", "c")
 LIMIT = FIXED.limit
@@ -197,11 +205,31 @@ def test_hope_sees_all_that_may_come_back(rule: Rule, releases: bool, script: li
         for worker, seen in play.seen.items():
             if seen is None:
                 continue
-            best = hopeful(seen, play.now, worker=worker, keep_expired=releases)
+            best = hopeful(
+                seen, play.seen_time[worker], kept=play.kept_by(worker), keep_expired=releases
+            )
             for units in range(1, rule.limit + 1):
                 if not fits_on(play.algorithm, best, units, play.now):
                     # Its own slice is a worker's own to give back: then it sees the counter.
                     assert not fits(play.algorithm, play.counter, units, play.now)
+
+
+def test_hope_reckons_with_what_was_not_over_when_the_counter_was_seen() -> None:
+    """It may have been given back since then, and by a step that was a little late."""
+    second = 10**9
+    lease, hold = Lease(2, NOON + second, "n"), HoldName(NOON, NOON + second)
+    counter = Counter(NOON, {NOON: LIMIT}, {"a": lease}, {hold: 1})
+
+    def hoped(seen: int, *kept: Lease, keep_expired: bool = False) -> int:
+        best = hopeful(counter, seen, kept=kept, keep_expired=keep_expired)
+        return LIMIT - best.level(NOON)
+
+    assert hoped(NOON) == 3
+    assert hoped(NOON, lease) == 1
+    assert hoped(NOON + second) == 1
+    assert hoped(NOON + 2 * second) == 1
+    assert hoped(NOON + 60 * second) == 0
+    assert hoped(NOON + 60 * second, keep_expired=True) == 1
 
 
 def fits_on(algorithm: Algorithm, counter: Counter, units: int, now: int) -> bool:

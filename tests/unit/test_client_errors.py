@@ -26,6 +26,7 @@ READ = Call("get('proposal', 'p1')", "sent-1", Repeat.READS)
 WRITE = Call("save('proposal', 'p1')", "sent-1", Repeat.NEVER)
 KEYED = replace(WRITE, repeat=Repeat.KEYED, idempotency_key="key-1")
 CONSUMPTION = Call("quota('api_calls', 'ann', 1)", "sent-1", Repeat.COSTLY)
+RESERVING = Call("reserve_quota('a', 'ann', 1)", "sent-1", Repeat.DEBITED_ONCE, "key-1")
 SETTLEMENT = Call("settle_quota('r1', cost=7)", "sent-1", Repeat.ONCE)
 SNAPSHOT = Call("snapshot('proposal', 'p1')", "sent-1", Repeat.HARMLESS)
 
@@ -230,6 +231,17 @@ def test_a_write_may_have_been_applied_unless_it_was_refused(code: grpc.StatusCo
     assert error_of(READ, code, "it failed", []).maybe_applied is False
 
 
+@pytest.mark.parametrize("call", [CONSUMPTION, RESERVING], ids=["consume", "reserve"])
+@pytest.mark.parametrize("code", list(grpc.StatusCode))
+def test_what_was_not_allowed_is_never_in_doubt(call: Call, code: grpc.StatusCode) -> None:
+    after = call.again(error_of(call, grpc.StatusCode.UNAVAILABLE, "connection reset", []))
+    for each in (call, after):
+        error = error_of(each, code, "it failed", [])
+        assert type(error) is BY_CODE.get(code, duostore.Error)
+        assert error.maybe_applied is (each is after or code not in REFUSED), "its units"
+        assert ("nothing was allowed" in str(error)) is error.maybe_applied
+
+
 @pytest.mark.parametrize("kind", classes())
 def test_errors_survive_pickling_and_copying(kind: type[duostore.Error]) -> None:
     error = kind(
@@ -265,7 +277,8 @@ def test_only_a_refused_request_is_a_value_error() -> None:
         (KEYED, "repeat it with the idempotency_key of this error, and it is applied once"),
         (SNAPSHOT, "repeat it: to be stored twice does no harm"),
         (SETTLEMENT, "repeat it, and it is applied once"),
-        (CONSUMPTION, "nothing was admitted: repeated, its units may be debited twice"),
+        (CONSUMPTION, "units may have been debited; repeated, they may be debited twice"),
+        (RESERVING, "units may have been debited; repeat it with the idempotency_key of"),
     ],
 )
 def test_what_to_do_about_a_write_that_may_have_been_applied(call: Call, advice: str) -> None:

@@ -263,8 +263,8 @@ def test_an_unknown_key_is_refused_with_a_guess(
         ("[kinds.'']", 'kinds.""', "the name of the kind must not be empty"),
         ("[kinds." + "x" * 65 + "]", "kinds." + "x" * 65, "has 65 bytes of UTF-8"),
         ('[kinds."a\\u0007"]', 'kinds."a\a"', "holds the control character U+0007"),
-        ("", "kinds", "at least one kind is needed: a table [kinds.NAME]"),
-        ("[kinds]", "kinds", "at least one kind is needed: a table [kinds.NAME]"),
+        ("", "kinds", "at least one kind or quota is needed: a table [kinds.NAME] or [quotas.NA"),
+        ("[kinds]\n[quotas]", "kinds", "at least one kind or quota is needed"),
     ],
 )
 def test_tables_and_names_of_kinds_are_checked(
@@ -480,7 +480,7 @@ def test_without_a_file_the_environment_says_everything() -> None:
     )
 
     assert (loaded.kinds["note"].cache_ttl, loaded.server.workers) == (7, 3)
-    with pytest.raises(ConfigError, match="kinds: at least one kind is needed"):
+    with pytest.raises(ConfigError, match="kinds: at least one kind or quota is needed"):
         load(None, {})
 
 

@@ -17,6 +17,7 @@ KIND = "[kinds.note]\n"
 CALLS = "[quotas.calls]\nlimit = 1000\nwindow = '1m'\n"
 BUCKET = CALLS + "algorithm = 'token_bucket'\n"
 SLIDING = CALLS + "algorithm = 'sliding_window'\n"
+DUOSTORE_CALLS = {"DUOSTORE__QUOTAS__CALLS__LIMIT": "5", "DUOSTORE__QUOTAS__CALLS__WINDOW": "1m"}
 
 
 def settings(text: str, folder: Path, **environ: str) -> Settings:
@@ -93,6 +94,36 @@ def test_a_deployment_needs_no_quotas(tmp_path: Path) -> None:
     assert quotas(settings("", tmp_path)) == {}
 
 
+def test_a_deployment_may_have_quotas_alone(tmp_path: Path) -> None:
+    file = tmp_path / "duostore.toml"
+    file.write_text(CALLS)
+    loaded = load(file, {})
+
+    assert (loaded.kinds, list(loaded.quotas)) == ({}, ["calls"])
+    assert list(load(None, DUOSTORE_CALLS).quotas) == ["calls"]
+    # A quota that is bad is not none.
+    file.write_text("[kinds]\n" + CALLS.replace("1m", "1y"))
+    with pytest.raises(ConfigError) as caught:
+        load(file, {})
+    assert [problem.key for problem in caught.value.problems] == ["quotas.calls.window"]
+
+
+def test_a_limit_of_0_is_accepted_wherever_a_limit_is(tmp_path: Path) -> None:
+    loaded = settings(
+        CALLS.replace("1000", "0")
+        + "overrides = { alice = 0 }\n"
+        + BUCKET.replace("calls", "tokens").replace("1000", "0")
+        + "lease = 50\n",
+        tmp_path,
+        DUOSTORE__QUOTAS__TOKENS__OVERRIDES="bob=0",
+    )
+    calls, tokens = quotas(loaded).values()
+
+    assert (calls.limit, calls.overrides, calls.lease_of(0)) == (0, {"alice": 0}, 0)
+    # What is blocked in haste keeps the lease that it had.
+    assert (tokens.limit, tokens.overrides, tokens.lease_of(0)) == (0, {"bob": 0}, 0)
+
+
 def test_the_demo_has_a_thousand_calls_a_minute() -> None:
     found = quotas(load(EXAMPLE, {}))
 
@@ -134,7 +165,7 @@ def test_the_demo_has_a_thousand_calls_a_minute() -> None:
         (
             BUCKET + "overrides = { a = 60000000001, b = 60000000000, 'c#d' = 60000000002 }",
             "quotas.calls.overrides",
-            'lists "a", "c#d" with more than 60000000000, since',
+            'the limit of "a", "c#d" must be at most 60000000000, since',
         ),
     ],
 )
@@ -177,12 +208,12 @@ def test_what_just_fits_is_accepted(text: str, tmp_path: Path) -> None:
         (f"'{'t' * 65}#a' = 1", "whose tenant has 65 bytes"),
         (f"'{'s' * 257}' = 1", "whose subject has 257 bytes"),
         ('"a\\u0007" = 1', "whose subject holds the control character U+0007"),
-        ("a = 0", 'lists "a" with a limit that is no whole number, 1 to 1000000000000'),
-        ("a = 1000000000001", 'lists "a" with a limit'),
-        ("a = 1.0", 'lists "a" with a limit'),
-        ("a = true", 'lists "a" with a limit'),
-        ("a = '5'", 'lists "a" with a limit'),
-        ("a = 0, 'b#' = 1", 'lists "a" with a limit that is no whole number, 1 to 1000000000000; '),
+        ("a = -1", 'the limit of "a" must be a whole number, 0 to 1000000000000'),
+        ("a = 1000000000001", 'the limit of "a" must be'),
+        ("a = 1.0", 'the limit of "a" must be'),
+        ("a = true", 'the limit of "a" must be'),
+        ("a = '5'", 'the limit of "a" must be'),
+        ("a = -1, 'b#' = 1", '"a" must be a whole number, 0 to 1000000000000; lists "b#", whose'),
     ],
 )
 def test_every_override_is_checked(override: str, message: str, tmp_path: Path) -> None:
@@ -195,25 +226,50 @@ def test_every_override_is_checked(override: str, message: str, tmp_path: Path) 
 def test_all_problems_of_all_quotas_are_told_at_once(tmp_path: Path) -> None:
     text = """
         [quotas.a]
-        limit = 0
+        limit = -1
         window = "1m"
         lease = 5
+        sub_windows = 5
         [quotas.b]
         window = "32d"
         on_outage = "maybe"
+        sub_windows = 6
+        lease = 7
+        overrides = { alice = -1 }
         [quotas.c]
         limit = 1
         window = "1m"
         lease = 2
         sub_windows = 2
+        [quotas.d]
+        window = "999ms"
+        limit = 10000000000000
+        algorithm = "token_bucket"
+        sub_windows = 2
+        overrides = { alice = 1000000000000 }
+        [quotas.e]
+        limit = 3
+        window = "500ms"
+        algorithm = "sliding_window"
+        sub_windows = 1000
+        lease = 4
     """
+    # What is said of a key that is bad itself is said once: nothing is held against others by it.
     assert problems(text, tmp_path) == {
-        "quotas.a.limit": "must be 1 to 1000000000000",
+        "quotas.a.limit": "must be 0 to 1000000000000",
+        "quotas.a.sub_windows": 'needs quotas.a.algorithm = "sliding_window"',
         "quotas.b.limit": "is required",
         "quotas.b.window": "must be 1s to 31d",
         "quotas.b.on_outage": 'must be "deny" or "allow"',
+        "quotas.b.sub_windows": 'needs quotas.b.algorithm = "sliding_window"',
+        "quotas.b.overrides": 'the limit of "alice" must be a whole number, 0 to 1000000000000',
         "quotas.c.lease": "must be at most quotas.c.limit, which is 1",
         "quotas.c.sub_windows": 'needs quotas.c.algorithm = "sliding_window"',
+        "quotas.d.limit": "must be 0 to 1000000000000",
+        "quotas.d.window": "must be 1s to 31d",
+        "quotas.d.sub_windows": 'needs quotas.d.algorithm = "sliding_window"',
+        "quotas.e.window": "must be 1s to 31d",
+        "quotas.e.lease": "must be at most quotas.e.limit, which is 3",
     }
 
 
@@ -239,8 +295,8 @@ def test_the_environment_overrides_quotas_of_the_file(tmp_path: Path) -> None:
     ("name", "value", "key", "message"),
     [
         ("CALLS__OVERRIDES", "alice", "quotas.calls.overrides", "must be a table of subjects"),
-        ("CALLS__OVERRIDES", "alice=x", "quotas.calls.overrides", 'lists "alice" with a limit'),
-        ("CALLS__OVERRIDES", "alice=-1", "quotas.calls.overrides", 'lists "alice" with a limit'),
+        ("CALLS__OVERRIDES", "alice=x", "quotas.calls.overrides", 'the limit of "alice" must'),
+        ("CALLS__OVERRIDES", "alice=-1", "quotas.calls.overrides", 'the limit of "alice" must'),
         ("CALLS__LIMIT", "many", "quotas.calls.limit", "must be a whole number (set by"),
         (
             "CALL__LIMIT",

@@ -52,6 +52,8 @@ def test_the_json_schema_accepts_what_is_loaded_and_refuses_what_is_not(tmp_path
     validator = jsonschema_rs.Draft202012Validator(json_schema())
     example = tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))
     assert list(validator.iter_errors(example)) == []
+    assert validator.is_valid({"kinds": {"note": {}}})
+    assert validator.is_valid({"quotas": {"calls": {"limit": 0, "window": "1m"}}})
 
     file = tmp_path / "duostore.toml"
     for text in (
@@ -70,13 +72,16 @@ def test_the_json_schema_accepts_what_is_loaded_and_refuses_what_is_not(tmp_path
         "[kinds.note.snapshots]\nkept = '7d'",
         "[quotas.calls]\nlimit = 5",
         "[quotas.calls]\nwindow = '1m'",
-        "[quotas.calls]\nlimit = 0\nwindow = '1m'",
+        "[quotas.calls]\nlimit = -1\nwindow = '1m'",
         "[quotas.calls]\nlimit = 5\nwindow = '1m'\noverrides = [5]",
-        "[quotas.calls]\nlimit = 5\nwindow = '1m'\noverrides = { alice = 0 }",
+        "[quotas.calls]\nlimit = 5\nwindow = '1m'\noverrides = { alice = -1 }",
         "[quotas.calls]\nlimit = 5\nwindow = '1m'\noverrides = { '' = 1 }",
         "[kinds]",
+        "[quotas]",
+        "",
     ):
-        file.write_text(text if "kinds" in text else f"{text}\n[kinds.note]\n")
+        alone = "kinds" in text or text in {"", "[quotas]"}
+        file.write_text(text if alone else f"{text}\n[kinds.note]\n")
         assert not validator.is_valid(tomllib.loads(file.read_text())), text
         with pytest.raises(ConfigError):
             load(file, {})
@@ -131,7 +136,27 @@ def test_a_description_writes_a_table_of_limits_in_a_line(tmp_path: Path) -> Non
     assert '\n[quotas."b.c"]\nlimit = 5\nwindow = "60s"\n' in described
     assert '\noverrides = { "a \\"b\\"#c = d" = 7, "\u00e9" = 8 }\n' in described
     assert "\noverrides = {}\n" in described
-    assert described.count("# lease is not set\n") == 2
+    again = tmp_path / "again.toml"
+    again.write_text(described, encoding="utf-8")
+    assert load(again, {}) == load(file, {})
+
+
+def test_a_description_tells_what_holds_of_quotas_where_the_file_does_not(tmp_path: Path) -> None:
+    file = tmp_path / "duostore.toml"
+    file.write_text(
+        '[quotas.plain]\nlimit = 1019\nwindow = "20s"\n'
+        '[quotas.said]\nlimit = 1000\nwindow = "1h"\nlease = 7\nlease_time = "10s"\n'
+        '[quotas.sliding]\nlimit = 0\nwindow = "10s"\nalgorithm = "sliding_window"\n'
+    )
+    described = describe(load(file, {}))
+    plain, said, sliding = described.partition("[quotas.plain]\n")[2].split("\n\n")
+
+    assert "# sub_windows is not set\n# lease is not set: 50, a twentieth of the limit\n" in plain
+    assert '\nlease_time = "1s"\n' in plain
+    assert '\nwindow = "1h"\n' in said
+    assert '\n# sub_windows is not set\nlease = 7\nlease_time = "10s"\n' in said
+    assert "\n# sub_windows is not set: 60\n# lease is not set: 0, a tw" in sliding
+    assert '\nlease_time = "1s"  # in force: 500ms, a twentieth of the window\n' in sliding
     again = tmp_path / "again.toml"
     again.write_text(described, encoding="utf-8")
     assert load(again, {}) == load(file, {})

@@ -47,7 +47,9 @@ def test_a_number_without_a_unit_is_answered_with_a_hint(value: object) -> None:
         parse_duration(value)
 
 
-@pytest.mark.parametrize("text", ["0s", "1ms", "1500ms", "60s", "90s", "10m", "60m", "24h", "7d"])
+@pytest.mark.parametrize(
+    "text", ["0s", "1ms", "1500ms", "60s", "90s", "10m", "59m", "1h", "90m", "24h", "7d"]
+)
 def test_a_duration_is_written_as_people_write_it(text: str) -> None:
     assert duration_text(parse_duration(text)) == text
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
+from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.errors import DeadlineExceededError, StoreUnavailableError
 from duostore_server.domain.quotas import AlgorithmName, CounterKey, Mode
 from tests.support.quota_stack import SECOND, World, quota
+from tests.support.simulated_memcached import Delivery, Fault
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -286,7 +290,7 @@ class TestTogether:
             first = pool.submit(worker.ask)
             assert asked.wait(10)
             with pytest.raises(DeadlineExceededError):
-                worker.ask(seconds=0.1)
+                worker.ask(deadline=Deadline.after(0.1))
             gate.set()
             assert first.result().allowed
         assert worker.account().waiting == 0
@@ -319,3 +323,114 @@ def test_a_span_of_a_bucket_is_not_given_back_twice() -> None:
     for index, begin in enumerate(times):
         for count, end in enumerate(times[index:], start=1):
             assert count <= 60 + (end - begin) / SECOND
+
+
+class TestGivenBack:
+    """What is given back while others look, or cannot be."""
+
+    def test_what_was_given_back_by_this_process_is_not_denied_by_an_older_look(self) -> None:
+        world = World(quota(100, window=3600, lease=20))
+        one, other = world.worker("one"), world.worker("other")
+        one.admitted(60)
+        other.admitted(100)
+        old = other.account().seen
+        assert old is not None
+        assert one.account().slice is not None
+        one.account().saw(old, world.now)
+        one.drain()
+        one.account().saw(old, world.now)
+        assert one.ask().allowed
+
+    def test_what_could_not_be_given_back_is_tried_again(self) -> None:
+        world = World(quota(100, window=3600, lease=20))
+        worker = world.worker("w")
+        used = worker.admitted(60)
+        assert worker.account().slice is not None
+        world.pass_(0.6)
+        world.database.reachable = False
+        with pytest.raises(StoreUnavailableError):
+            worker.look_after()
+        world.database.reachable = True
+        world.pass_(0.2)
+        worker.look_after()
+        assert worker.account().slice is None
+        assert worker.ask(1, Mode.PEEK).remaining == 100 - used
+        assert "lost" not in worker.fates
+
+    def test_it_is_lost_once_nobody_reckons_with_it(self) -> None:
+        world = World(quota(100, window=3600, lease=20))
+        worker = world.worker("w")
+        worker.admitted(60)
+        world.pass_(2.1)
+        worker.look_after()
+        assert worker.account().slice is None
+        assert worker.fates["lost"] > 0
+
+    def test_that_it_cannot_be_does_not_fail_the_next_call(self) -> None:
+        world = World(quota(100, window=3600, lease=20))
+        worker = world.worker("w")
+        worker.admitted(60)
+        failed: list[str] = []
+
+        def fault(label: str) -> Fault | None:
+            if failed or not label.startswith("UpdateItem"):
+                return None
+            failed.append(label)
+            return Fault(EndpointConnectionError(endpoint_url="simulated:"), Delivery.LOST)
+
+        world.pass_(1.1)
+        world.database.fault = fault
+        assert worker.ask().allowed
+        assert failed
+
+    @pytest.mark.parametrize("algorithm", [AlgorithmName.SLIDING_WINDOW])
+    def test_a_new_sub_window_leaves_the_leases_of_others(self, algorithm: AlgorithmName) -> None:
+        world = World(quota(1000, algorithm=algorithm, window=60, sub_windows=60, lease=50))
+        one, other = world.worker("one"), world.worker("other")
+        world.pass_(0.9)
+        used = one.admitted(60)
+        held = one.account().slice
+        assert held is not None
+        world.pass_(0.2)
+        other.ask(1, Mode.PEEK)
+        assert other.ask().allowed
+        world.pass_(0.4)
+        one.look_after()
+        assert other.ask(1, Mode.PEEK).remaining == 1000 - used - 1
+
+    def test_an_old_look_removes_no_lease(self) -> None:
+        world = World(quota(10_000, window=3600, lease=50))
+        one, other = world.worker("one"), world.worker("other")
+        other.admitted(60)
+        one.ask(1, Mode.PEEK)
+        world.pass_(3)
+        other.look_after()
+        other.admitted(60)
+        assert other.account().slice is not None
+        assert one.ask().allowed
+        other.drain()
+        assert "lost" not in other.fates or other.fates["returned"] > 0
+        assert one.ask(1, Mode.PEEK).remaining >= 10_000 - 121 - other.fates.get("lost", 0)
+
+    @every_algorithm()
+    def test_a_slice_is_given_back_for_what_needs_the_store(self, algorithm: AlgorithmName) -> None:
+        world = World(quota(100, algorithm=algorithm, window=3600, lease=50))
+        worker = world.worker("w")
+        while (held := worker.account().slice if worker.admitted(1) else None) is None or (
+            worker.ask(1, Mode.PEEK).remaining > held.left
+        ):
+            pass
+        left = held.left + worker.ask(1, Mode.PEEK).remaining
+        assert worker.ask(left, Mode.RESERVE).allowed
+
+    def test_a_span_that_is_not_known_is_not_given_back(self) -> None:
+        world = World(quota(100, algorithm=AlgorithmName.TOKEN_BUCKET, window=100, lease=20))
+        worker = world.worker("w")
+        worker.admitted(30)
+        held = worker.account().slice
+        assert held is not None
+        held.debit = replace(held.debit, end=0)
+        before = worker.ask(1, Mode.PEEK).remaining
+        worker.drain()
+        assert worker.ask(1, Mode.PEEK).remaining == before
+        assert worker.fates["lost"] == held.left

@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError
 
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.errors import (
+    DeadlineExceededError,
     IdempotencyKeyReusedError,
     InvalidRequestError,
     ReservationNotFoundError,
@@ -153,13 +154,19 @@ def test_a_bucket_fills_steadily() -> None:
 
 @every_algorithm()
 @pytest.mark.parametrize("lease", [0, 5])
-def test_a_cost_above_the_limit_never_fits_and_asks_nobody(
+def test_a_cost_above_the_limit_never_fits_and_writes_nothing(
     algorithm: AlgorithmName, lease: int
 ) -> None:
     world = World(quota(10, algorithm=algorithm, lease=lease))
-    answer = world.worker("w").ask(11)
-    assert (answer.allowed, answer.limit, answer.retry_after) == (False, 10, None)
-    assert world.spent() == []
+    worker = world.worker("w")
+    worker.ask(4)
+    world.spent()
+    for mode in Mode:
+        answer = worker.ask(11, mode)
+        assert (answer.allowed, answer.limit, answer.remaining) == (False, 10, 6)
+        assert answer.reset_time is not None
+        assert answer.retry_after is None
+    assert world.spent() == ["BatchGetItem"] * 3
 
 
 @every_algorithm()
@@ -541,3 +548,179 @@ def test_a_counter_that_was_removed_is_found_out_within_a_minute() -> None:
     assert not worker.ask().allowed
     world.pass_(1)
     assert worker.admitted(20) == 10
+
+
+class TestReservedAgain:
+    """A reservation under the idempotency key of an earlier one."""
+
+    @every_algorithm()
+    def test_what_was_released_is_decided_anew(self, algorithm: AlgorithmName) -> None:
+        world = World(quota(10, algorithm=algorithm))
+        worker = world.worker("w")
+        first = worker.ask(10, Mode.RESERVE, key="k")
+        worker.settle(first.reservation, release=True)
+        world.pass_(0.001)
+        assert worker.ask(4).allowed
+        assert not worker.ask(10, Mode.RESERVE, key="k").allowed
+        world.pass_(600)
+        again = worker.ask(10, Mode.RESERVE, key="k")
+        assert (again.allowed, again.replayed) == (True, False)
+        with pytest.raises(ReservationNotFoundError):
+            worker.settle(first.reservation, cost=1)
+        assert worker.settle(again.reservation, cost=7).committed == 7
+
+    @every_algorithm()
+    def test_so_is_what_has_expired(self, algorithm: AlgorithmName) -> None:
+        world = World(quota(10, algorithm=algorithm, reservation_ttl=10, release_expired=True))
+        worker = world.worker("w")
+        first = worker.ask(10, Mode.RESERVE, key="k")
+        world.pass_(12)
+        assert worker.ask(4).allowed
+        assert not worker.ask(10, Mode.RESERVE, key="k").allowed
+        assert worker.ask(6).allowed
+        with pytest.raises(ReservationNotFoundError):
+            worker.settle(first.reservation, cost=10)
+
+    @every_algorithm()
+    def test_what_was_committed_is_not_permitted_again(self, algorithm: AlgorithmName) -> None:
+        worker = World(quota(10, algorithm=algorithm)).worker("w")
+        first = worker.ask(10, Mode.RESERVE, key="k")
+        worker.settle(first.reservation, cost=3)
+        with pytest.raises(ReservationSettledError):
+            worker.ask(10, Mode.RESERVE, key="k")
+        assert worker.ask(1, Mode.PEEK).remaining == 7
+
+    def test_its_name_cannot_be_guessed_from_the_key(self) -> None:
+        world = World(quota(10))
+        names = {world.worker("w").ask(1, Mode.RESERVE, key="k").reservation}
+        names.add(World(quota(10)).worker("w").ask(1, Mode.RESERVE).reservation)
+        assert {len(name) for name in names} == {48}
+
+
+def hurried(world: World, seconds: float) -> Deadline:
+    return Deadline.after(seconds, clock=world.monotonic)
+
+
+class TestHurry:
+    @pytest.mark.parametrize("lease", [0, 5])
+    def test_a_caller_in_a_hurry_is_no_outage(self, lease: int) -> None:
+        world = World(quota(10, lease=lease, allow_on_outage=True))
+        worker = world.worker("w")
+
+        def late(label: str) -> Fault | None:
+            world.pass_(0.2)
+            return lost(label)
+
+        world.database.fault = late
+        with pytest.raises(DeadlineExceededError):
+            worker.ask(deadline=hurried(world, 0.1))
+        assert worker.outcomes == []
+
+
+class TestChangedLimits:
+    def test_a_slice_of_a_bucket_gives_back_what_it_was_debited(self) -> None:
+        world = World(
+            quota(100, algorithm=AlgorithmName.TOKEN_BUCKET, window=100, lease=16, lease_time=5)
+        )
+        worker = world.worker("w")
+        worker.admitted(40)
+        held = worker.account().slice
+        assert held is not None
+        left = held.left
+        assert left > 0
+        world.limits.rows["calls", "alice"] = 25
+        worker.limits.refresh()
+        before = worker.ask(1, Mode.PEEK)
+        worker.drain()
+        after = worker.ask(1, Mode.PEEK)
+        assert before.reset_time is not None
+        assert after.reset_time is not None
+        assert before.reset_time - after.reset_time == left * SECOND
+
+    @every_algorithm()
+    def test_a_limit_of_0_blocks(self, algorithm: AlgorithmName) -> None:
+        world = World(quota(10, algorithm=algorithm, lease=5, overrides={"alice": 0}))
+        worker = world.worker("w")
+        for mode in Mode:
+            answer = worker.ask(1, mode)
+            assert (answer.allowed, answer.limit, answer.remaining) == (False, 0, 0)
+            assert answer.retry_after is None
+        assert worker.ask(subject="bob").allowed
+
+    def test_a_bucket_that_was_windows_for_a_while_counts_on(self) -> None:
+        bucket = quota(10, algorithm=AlgorithmName.TOKEN_BUCKET)
+        world = World(bucket)
+        held = world.worker("one").ask(4, Mode.RESERVE)
+        world.quotas["calls"] = quota(10)
+        between = world.worker("two")
+        assert between.ask().allowed
+        between.settle(held.reservation, release=True)
+        world.quotas["calls"] = bucket
+        last = world.worker("three")
+        world.pass_(600)
+        assert last.admitted(20) == 10
+
+
+class TestWhenToAskAgain:
+    @every_algorithm()
+    def test_when_reservations_expire_that_are_released_then(
+        self, algorithm: AlgorithmName
+    ) -> None:
+        world = World(
+            quota(10, algorithm=algorithm, window=3600, reservation_ttl=8, release_expired=True)
+        )
+        worker = world.worker("w")
+        worker.ask(10, Mode.RESERVE)
+        denied = worker.ask(10)
+        assert denied.retry_after == 8 * SECOND
+        world.pass_(8)
+        assert worker.ask(10).allowed
+
+    def test_not_before_a_bucket_has_filled_after_its_reservations_have_expired(self) -> None:
+        world = World(quota(10, algorithm=AlgorithmName.TOKEN_BUCKET, window=60, reservation_ttl=8))
+        worker = world.worker("w")
+        worker.ask(10, Mode.RESERVE)
+        denied = worker.ask(5)
+        assert denied.retry_after is not None
+        world.now += denied.retry_after - 1
+        assert not worker.ask(5).allowed
+        world.now += 1
+        assert worker.ask(5).allowed
+
+    @every_algorithm()
+    def test_when_the_leases_of_others_run_out(self, algorithm: AlgorithmName) -> None:
+        world = World(quota(1000, algorithm=algorithm, window=3600, lease=200))
+        one, other = world.worker("one"), world.worker("other")
+        one.admitted(300)
+        while other.ask().allowed:
+            pass
+        denied = other.ask()
+        assert denied.retry_after is not None
+        assert denied.retry_after <= 2 * SECOND
+
+    def test_a_bucket_is_full_again_after_its_holds(self) -> None:
+        world = World(quota(10, algorithm=AlgorithmName.TOKEN_BUCKET, window=60))
+        answer = world.worker("w").ask(10, Mode.RESERVE)
+        assert answer.reset_time == MIDNIGHT + 60 * SECOND
+
+
+def test_a_denial_tells_what_is_left(subtests: pytest.Subtests) -> None:
+    for algorithm in ALGORITHMS:
+        with subtests.test(algorithm=algorithm):
+            world = World(quota(10, algorithm=algorithm))
+            one, other = world.worker("one"), world.worker("other")
+            one.ask(4)
+            assert other.ask(3).allowed
+            assert one.ask(9).remaining == 3
+            assert one.ask(9).remaining == 3
+
+
+def test_more_than_was_reserved_fits_where_something_has_expired() -> None:
+    world = World(quota(10, window=3600, reservation_ttl=60, release_expired=True))
+    worker = world.worker("w")
+    worker.ask(5, Mode.RESERVE)
+    world.pass_(30)
+    held = worker.ask(5, Mode.RESERVE)
+    world.pass_(40)
+    assert worker.settle(held.reservation, cost=8).covered
+    assert worker.ask(1, Mode.PEEK).remaining == 2

@@ -40,7 +40,7 @@ KEY = CounterKey("", "api_calls", "user-1")
 COUNTER = Counter(1, {1: 5})
 STEP = Step(Begin(1, 5))
 SETTLEMENT = Settlement(1, 1, 0, covered=True)
-GRANT = Grant(KEY, "g-1", b"", 1, 1, 1, 7)
+GRANT = Grant(KEY, "g-1", "nonce", b"", 1, 1, 1, 7)
 SOON = Deadline.after(3600)
 
 
@@ -65,8 +65,10 @@ class Holding:
         self._reached("apply", key, step, deadline)
         return Stepped(self.full, COUNTER)
 
-    def record(self, grant: Grant, step: Step, now: int, deadline: Deadline) -> GrantStepped:
-        self._reached("record", grant, step, now, deadline)
+    def record(
+        self, grant: Grant, step: Step, now: int, deadline: Deadline, instead: Grant | None = None
+    ) -> GrantStepped:
+        self._reached("record", grant, step, now, deadline, instead)
         return GrantStepped(self.full, COUNTER)
 
     def find(self, tenant: str, id_: str, deadline: Deadline) -> Grant | None:
@@ -84,19 +86,22 @@ CALLS: list[Callable[[Counters], object]] = [
     lambda counters: counters.read((KEY,), SOON),
     lambda counters: counters.apply(KEY, STEP, SOON),
     lambda counters: counters.record(GRANT, STEP, 3, SOON),
+    lambda counters: counters.record(GRANT, STEP, 3, SOON, GRANT),
     lambda counters: counters.find("t", "g-1", SOON),
     lambda counters: counters.settle(GRANT, SETTLEMENT, STEP, SOON),
 ]
 PASSED_ON = [
     ("read", (KEY,), SOON),
     ("apply", KEY, STEP, SOON),
-    ("record", GRANT, STEP, 3, SOON),
+    ("record", GRANT, STEP, 3, SOON, None),
+    ("record", GRANT, STEP, 3, SOON, GRANT),
     ("find", "t", "g-1", SOON),
     ("settle", GRANT, SETTLEMENT, STEP, SOON),
 ]
 ANSWERS = [
     {KEY: COUNTER},
     Stepped(done=True, counter=COUNTER),
+    GrantStepped(done=True, counter=COUNTER),
     GrantStepped(done=True, counter=COUNTER),
     GRANT,
     GrantStepped(done=True, grant=GRANT),
@@ -167,7 +172,8 @@ def test_a_hot_counter_is_no_outage() -> None:
 def test_every_call_is_measured(registry: CollectorRegistry) -> None:
     delegate = Holding()
     counters = ObservedCounters(delegate, Metrics(registry))
-    ops = ("read_counters", "step_counter", "record_grant", "find_grant", "settle_grant")
+    once = ("read_counters", "step_counter", "record_grant", "find_grant", "settle_grant")
+    ops = {**dict.fromkeys(once, 1), "record_grant": 2}
     for call in CALLS:
         call(counters)
     delegate.full = False
@@ -179,9 +185,9 @@ def test_every_call_is_measured(registry: CollectorRegistry) -> None:
             call(counters)
     negative = ("miss", "conflict", "conflict", "miss", "conflict")
     assert counted(registry, "duostore_store_calls_total", "op", "outcome") == {
-        **{(op, "ok"): 1 for op in ops},
-        **dict.fromkeys(zip(ops, negative, strict=True), 1),
-        **{(op, "timeout"): 1 for op in ops},
+        **{(op, "ok"): times for op, times in ops.items()},
+        **{(op, outcome): ops[op] for op, outcome in zip(ops, negative, strict=True)},
+        **{(op, "timeout"): times for op, times in ops.items()},
     }
 
 

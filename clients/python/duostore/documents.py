@@ -110,7 +110,7 @@ class _Writing:
             try:
                 target = fields[name]
             except UnicodeEncodeError as error:
-                self.refuse(path, f"has the key {name!r}, {_no_unicode(error)}")
+                self.refuse(path, f"has the key {name!r}, {no_unicode(error)}")
                 continue
             self.value(target, item, f"{path}.{name}", depth)
 
@@ -119,7 +119,7 @@ class _Writing:
             try:
                 target.string_value = item
             except UnicodeEncodeError as error:
-                self.refuse(path, f"is a string {_no_unicode(error)}")
+                self.refuse(path, f"is a string {no_unicode(error)}")
         elif item is None:
             target.null_value = NULL_VALUE
         elif isinstance(item, bool):
@@ -160,7 +160,8 @@ def _no_number(number: float) -> str:
     return f"is {number}, which JSON does not have; send None or leave the field out"
 
 
-def _no_unicode(error: UnicodeEncodeError) -> str:
+def no_unicode(error: UnicodeEncodeError) -> str:
+    """Return what is wrong with a string that cannot be sent."""
     return f"that is not Unicode: a lone surrogate at position {error.start}"
 
 

@@ -33,7 +33,8 @@ class Error(Exception):
     ``field_violations`` lists what is wrong with the request. ``maybe_applied`` is True
     of a write whose outcome is not known: repeat it with ``idempotency_key``, the key that
     it was sent with, or, if that is empty, read the entity with ``strong`` before you repeat
-    it. If it is False, nothing was changed.
+    it. If it is False, nothing was changed. Of a call that asks a quota, which allowed
+    nothing if it failed, it is True if the units may have been debited in vain.
     """
 
     # Details that every error of the class has in its metadata, as whole numbers.
@@ -195,7 +196,10 @@ class AnswerTooLargeError(FailedPreconditionError):
 
 
 class ReservationSettledError(FailedPreconditionError):
-    """The reservation was settled before, in another way. This call changed nothing."""
+    """The reservation was settled before, in another way. This call changed nothing.
+
+    Of ``reserve_quota``: what was reserved under this idempotency key was committed.
+    """
 
     details = ("committed", "refunded")
 
@@ -211,14 +215,15 @@ class ReservationSettledError(FailedPreconditionError):
 
 
 class UnavailableError(Error):
-    """The server, or what it needs, cannot be reached. Nothing was changed; try again."""
+    """The server, or what it needs, cannot be reached. Nothing was changed; try again.
+
+    Of a quota: nothing was allowed, but its units may have been debited in vain. It is for
+    the caller to say what that means, to let the work be done (fail open) or not.
+    """
 
 
 class StoreUnavailableError(UnavailableError):
-    """A store that the call needs cannot be reached. Nothing was changed; try again.
-
-    Of a quota: nothing was allowed, but its units may have been debited in vain.
-    """
+    """A store that the call needs cannot be reached, as said of ``UnavailableError``."""
 
 
 class WriteOutcomeUnknownError(Error):
@@ -228,6 +233,7 @@ class WriteOutcomeUnknownError(Error):
     it with its ``idempotency_key``, or read the entity with ``strong`` first. Raised if the
     server lost a store, and if the client lost the server or could not reach it, which gRPC
     does not tell apart; also if an earlier try was lost so, whatever became of the last one.
+    Not of ``quota`` and ``reserve_quota``, which allowed nothing then: ``UnavailableError``.
     """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from duostore.documents import from_struct, to_struct
+from duostore.documents import from_struct, no_unicode, to_struct
 from duostore.errors import FieldViolation, InvalidRequestError, invalid_request
 from duostore.v1 import data_access_pb2, entity_pb2
 from duostore.values import (
@@ -23,6 +23,7 @@ from duostore.values import (
     Snapshot,
     Store,
     Transacted,
+    require_text,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ _STORES: Final = {
     entity_pb2.STORE_DYNAMODB: Store.DYNAMODB,
     entity_pb2.STORE_AURORA: Store.AURORA,
 }
+# Units travel as 64-bit numbers.
+_MOST_UNITS: Final = 2**63 - 1
 
 
 def get_request(key: Key, *, min_version: int | None, strong: bool) -> data_access_pb2.GetRequest:
@@ -169,10 +172,14 @@ def quota_request(
     tenant: str,
     idempotency_key: str,
 ) -> data_access_pb2.QuotaRequest:
-    """Return the request; raises ``InvalidRequestError`` for a cost below 1."""
-    if cost < 1:
-        # A 0 would be taken for one that is not given, and debit 1.
-        raise invalid_request([FieldViolation("cost", f"is {cost}; it must be at least 1")])
+    """Return the request.
+
+    Raises ``TypeError`` for what is of another type, ``InvalidRequestError`` for a cost
+    below 1 and for what cannot be sent unchanged.
+    """
+    _require_texts(quota=quota, subject=subject, tenant=tenant, idempotency_key=idempotency_key)
+    # A 0 would be taken for one that is not given, and debit 1.
+    _require_units(cost, least=1)
     return data_access_pb2.QuotaRequest(
         tenant=tenant,
         quota=quota,
@@ -186,13 +193,19 @@ def quota_request(
 def settle_quota_request(
     reservation: str, *, cost: int | None, release: bool, tenant: str
 ) -> data_access_pb2.SettleQuotaRequest:
-    """Return the request; raises ``InvalidRequestError`` unless it settles it in one way."""
+    """Return the request.
+
+    Raises ``TypeError`` for what is of another type, ``InvalidRequestError`` for what cannot
+    be sent unchanged, and unless it settles the reservation in one way.
+    """
+    _require_texts(reservation=reservation, tenant=tenant)
     request = data_access_pb2.SettleQuotaRequest(tenant=tenant, reservation=reservation)
     if release and cost is not None:
         raise _exclusive("release", "cost", "what is released was not used")
     if release:
         request.release = True
     elif cost is not None:
+        _require_units(cost, least=0)
         request.cost = cost
     else:
         raise invalid_request([FieldViolation("cost", "is required, or release=True")])
@@ -290,6 +303,30 @@ def settled_of(response: data_access_pb2.SettleQuotaResponse) -> Settled:
 def _not_before(time: Timestamp) -> datetime:
     """Return a time in whole microseconds that is not before it."""
     return time.ToDatetime(UTC) + timedelta(microseconds=1 if time.nanos % 1000 else 0)
+
+
+def _require_texts(**texts: object) -> None:
+    for name, text in texts.items():
+        require_text(name, text)
+        try:
+            str(text).encode()
+        except UnicodeEncodeError as error:
+            # Without its cause, which repeats the string.
+            violation = FieldViolation(name, f"is a string {no_unicode(error)}")
+            raise invalid_request([violation]) from None
+
+
+def _require_units(cost: object, *, least: int) -> None:
+    # A bool is an int to Python; as a number of units it is a mistake.
+    if not isinstance(cost, int) or isinstance(cost, bool):
+        raise TypeError(f"cost is {cost!r}, of type {type(cost).__name__}; send an int")
+    if cost < least:
+        problem = f"is {cost}; it must be at least {least}"
+    elif cost > _MOST_UNITS:
+        problem = f"is {cost}; it must be below 2^63"
+    else:
+        return
+    raise invalid_request([FieldViolation("cost", problem)])
 
 
 def _require(

@@ -9,7 +9,12 @@ from grpc import StatusCode
 
 from duostore import messages
 from duostore.calling import Calling
-from duostore.errors import Error, QuotaDeniedError
+from duostore.errors import (
+    Error,
+    QuotaDeniedError,
+    ReservationNotFoundError,
+    ReservationSettledError,
+)
 from duostore.paging import reading
 from duostore.status import Call, Repeat, broken_contract
 from duostore.v1 import data_access_pb2
@@ -28,6 +33,11 @@ class QuotaCalls(Calling):
 
     ``subject`` is who is limited: a user, an API key, an address. ``cost`` is in units, at
     least 1. That a quota is used up is an answer and no error: look at what is returned.
+
+    Raises ``UnavailableError`` if the server, or DynamoDB, cannot be reached, and
+    ``DeadlineExceededError`` after the timeout. Nothing was allowed by a call that failed,
+    though units may have been debited in vain: it is for the caller to let the work be done
+    or not. A limiter gives a short ``timeout``, so that it does not keep the work waiting.
     """
 
     def quota(
@@ -46,8 +56,7 @@ class QuotaCalls(Calling):
 
         Tried again only with an ``idempotency_key``, by which the units are debited once. The
         client makes none: it doubles the price of a debit, and keeps the server from debiting
-        many calls at once. So after an error the units may have been debited in vain, though
-        nothing was allowed.
+        many calls at once.
         """
         text = _said("quota", quota, subject, cost, tenant)
         request = messages.quota_request(
@@ -69,7 +78,10 @@ class QuotaCalls(Calling):
         tenant: str = "",
         timeout: float | None = None,
     ) -> QuotaDecision:
-        """Return whether a quota would allow this, as the store knows it; debit nothing."""
+        """Return whether a quota would allow this, as the store knows it; debit nothing.
+
+        Tried again within its timeout, as every read is.
+        """
         text = _said("peek_quota", quota, subject, cost, tenant)
         request = messages.quota_request(
             quota, subject, cost, data_access_pb2.MODE_PEEK, tenant=tenant, idempotency_key=""
@@ -90,8 +102,12 @@ class QuotaCalls(Calling):
 
         What is returned is true in a condition if they are held; used as a context it
         releases them at the end of its block, unless they were committed.
-        ``idempotency_key`` is as with ``save``: the client makes one, by which no units are
-        left held whose answer was lost.
+
+        Tried again within its timeout. ``idempotency_key`` is as with ``save``: the client
+        makes one, by which no units are left held whose answer was lost. With one of yours,
+        such as the id of the job, whoever repeats the job gets the same reservation, or a new
+        one if that was released or has expired; it raises ``ReservationSettledError`` if that
+        was committed.
         """
         key = self._key(idempotency_key)
         call = _debiting(_said("reserve_quota", quota, subject, cost, tenant), key)
@@ -158,8 +174,9 @@ class Reservation:
     empty or None if nothing is held: the quota denied it, or allowed it unchecked.
 
     As a context it releases the units at the end of its block, unless ``commit`` was called
-    by then, even in vain: they were used. To enter it, or to commit, raises
-    ``QuotaDeniedError`` if the quota denied it.
+    by then, even in vain: they were used. That they were settled elsewhere by then, or have
+    expired, is no error. To enter it, or to commit, raises ``QuotaDeniedError`` if the quota
+    denied it.
     """
 
     __slots__ = (
@@ -213,6 +230,9 @@ class Reservation:
             return
         try:
             self.release()
+        except (ReservationNotFoundError, ReservationSettledError):
+            # Nothing is held any more; who wants to know calls release.
+            return
         except Error as failure:
             if error is None:
                 raise
@@ -252,7 +272,7 @@ class Reservation:
 
 
 def _debiting(text: str, idempotency_key: str) -> Call:
-    repeat = Repeat.KEYED if idempotency_key else Repeat.COSTLY
+    repeat = Repeat.DEBITED_ONCE if idempotency_key else Repeat.COSTLY
     return Call(text, uuid.uuid4().hex, repeat, idempotency_key)
 
 

@@ -103,6 +103,7 @@ class Repeat(Enum):
     NEVER = "never"
     READS = "it changes nothing"
     KEYED = "its idempotency key lets it be applied once"
+    DEBITED_ONCE = "its idempotency key lets its units be debited once"
     HARMLESS = "applied twice it does no harm"
     ONCE = "it is applied once, however often it comes"
     COSTLY = "never, since its units may be debited twice"
@@ -112,6 +113,11 @@ class Repeat(Enum):
         """Tell whether the call may be repeated unasked."""
         return self not in {Repeat.NEVER, Repeat.COSTLY}
 
+    @property
+    def is_debit(self) -> bool:
+        """Tell whether it asks a quota: a failure allowed nothing, whatever was debited."""
+        return self in {Repeat.COSTLY, Repeat.DEBITED_ONCE}
+
 
 # What to do about a write that may have been applied.
 _AGAIN: Final[Mapping[Repeat, str]] = {
@@ -120,9 +126,11 @@ _AGAIN: Final[Mapping[Repeat, str]] = {
     Repeat.KEYED: "repeat it with the idempotency_key of this error, and it is applied once",
     Repeat.HARMLESS: "repeat it: to be stored twice does no harm",
     Repeat.ONCE: "repeat it, and it is applied once",
+    Repeat.DEBITED_ONCE: (
+        "repeat it with the idempotency_key of this error, and they are debited once"
+    ),
     Repeat.COSTLY: (
-        "nothing was admitted: repeated, its units may be debited twice, but not if both calls"
-        " have one idempotency_key"
+        "repeated, they may be debited twice, but not if both calls have one idempotency_key"
     ),
 }
 
@@ -170,17 +178,23 @@ def error_of(
     """
     told = _told(trailing_metadata)
     refuses = code in _REFUSING_CODES or told.reason in _REFUSING_REASONS
+    if call.repeat.is_debit and told.reason == "STORE_UNAVAILABLE":
+        refuses = False  # as the contract says: of a debit, the store's answer may be lost
     doubted = call.in_doubt and told.reason not in _DECIDING_REASONS
     maybe_applied = call.repeat is not Repeat.READS and (doubted or not refuses)
+    # Of a debit the outcome is known: nobody was told that it was allowed, so it was not.
     lost = maybe_applied and (refuses or code is StatusCode.UNAVAILABLE)
-    kind = errors.WriteOutcomeUnknownError if lost else _class_of(code, told)
+    unknown = lost and not call.repeat.is_debit
+    kind = errors.WriteOutcomeUnknownError if unknown else _class_of(code, told)
     request_id = told.request_id or call.request_id
 
     sentences = [f"{call.text}: {message or code.name}"]
     if advice := _ADVICE.get(kind):
         sentences.append(advice)
     if maybe_applied:
-        if told.reason != "WRITE_OUTCOME_UNKNOWN":  # whose own words say so
+        if call.repeat.is_debit:
+            sentences.append("nothing was allowed, but its units may have been debited")
+        elif told.reason != "WRITE_OUTCOME_UNKNOWN":  # whose own words say so
             sentences.append("the write may or may not have been applied")
         sentences.append(_AGAIN[call.repeat])
     facts = [told.reason or code.name, f"request id {request_id}"]

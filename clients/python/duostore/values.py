@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
 
+def require_text(name: str, text: object) -> None:
+    """Raise ``TypeError``, by this name, for what is no string."""
+    if not isinstance(text, str):
+        raise TypeError(
+            f"{name} is {text!r}, of type {type(text).__name__}; send a str"
+            " (ids that are numbers: str(number))"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """Names one entity; unique in a deployment. ``tenant`` is empty in a single-tenant one.
@@ -25,12 +34,7 @@ class Key:
 
     def __post_init__(self) -> None:
         for name in ("kind", "id", "tenant"):
-            part: object = getattr(self, name)
-            if not isinstance(part, str):
-                raise TypeError(
-                    f"{name} is {part!r}, of type {type(part).__name__}; send a str"
-                    " (ids that are numbers: str(number))"
-                )
+            require_text(name, getattr(self, name))
 
 
 class Store(StrEnum):

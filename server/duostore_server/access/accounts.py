@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -18,16 +19,27 @@ if TYPE_CHECKING:
 class Slice:
     """Units that were debited ahead; so many of them are ``left`` to be admitted.
 
-    They are the last ones of ``debit``, and admitted until ``ends``, a moment of the
-    monotonic clock in seconds. ``lease`` is its entry in the counter.
+    They are the last ones of ``debit``, which ``algorithm`` made, and admitted until ``ends``,
+    a moment of the monotonic clock in seconds: never, once it is to be given back. ``lease``
+    is its entry in the counter.
     """
 
     units: int
     left: int
+    algorithm: Algorithm
     debit: Debit
     lease: Lease
     ends: float
     reset_time: int
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether it is to be given back, or may have been."""
+        return self.ends == -math.inf
+
+    def shut(self) -> None:
+        """Admit nothing more from it."""
+        self.ends = -math.inf
 
 
 @dataclass(slots=True, eq=False)
@@ -38,9 +50,10 @@ class Account:
     answers came: anything that it ever told holds of now, but for what may have been given
     back since, and then as a bound. The rest is guarded by ``changed``: who is ``busy`` asks
     the store for a slice, or gives one back, while the others wait; ``waiting`` are the units
-    that they want, ``wanted`` those of the next slice, ``filled`` when the last was asked for.
-    ``round`` counts what the busy ones did, and ``failure`` is what the last of them met, if
-    the store failed it.
+    that they want, ``wanted`` those of the next slice, ``filled`` when the last was asked
+    for, ``quick`` how many times that was soon after the one before, and ``spent`` the last
+    lease of which nothing was left. ``round`` counts what the busy ones did, and ``failure``
+    is what the last of them met, if the store failed it.
     """
 
     key: CounterKey
@@ -50,12 +63,20 @@ class Account:
     seen_time: int = 0
     changed: threading.Condition = field(default_factory=threading.Condition)
     slice: Slice | None = None
+    spent: Lease | None = None
     busy: bool = False
     waiting: int = 0
     wanted: int = 0
     filled: float = 0.0
+    quick: int = 0
     round: int = 0
     failure: StoreError | None = None
+
+    def kept(self) -> tuple[Lease, ...]:
+        """Return the leases of this process that were not given back, as far as it knows."""
+        held = self.slice
+        leases = (None if held is None or held.is_shut else held.lease, self.spent)
+        return tuple(lease for lease in leases if lease is not None)
 
     def saw(self, counter: Counter | None, now: int) -> None:
         """Remember the counter as the store has just told it; ``now`` in ns since 1970."""

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Final
 
 from duostore_server.domain.algorithms import hopeful, nanoseconds
 from duostore_server.domain.counters import Lease, Lower, Step
-from duostore_server.domain.errors import Store, StoreOverloadedError
+from duostore_server.domain.errors import (
+    DeadlineExceededError,
+    Store,
+    StoreError,
+    StoreOverloadedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from duostore_server.access.accounts import Account
+    from duostore_server.domain.algorithms import Algorithm
     from duostore_server.domain.counters import Change, Counter, Debiting, HoldName
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.ports import Counters
@@ -50,6 +56,7 @@ class Ahead:
 class Plan:
     """The next try: a change that debits the units asked for, and ``extra`` ones to lease."""
 
+    algorithm: Algorithm
     change: Debiting
     extra: int
     now: int
@@ -59,14 +66,15 @@ class Plan:
 class Looked:
     """What a debit came to: the counter after it or, if there was no ``plan``, with no room.
 
-    ``fresh``: the counter was told by the store during the call. ``lease`` is what was left
-    in it, if anything was debited ahead.
+    ``fresh``: the counter was told by the store during the call. ``exact``: as it was just
+    after the debit. ``lease`` is what was left in it, if anything was debited ahead.
     """
 
     counter: Counter | None
     fresh: bool
     plan: Plan | None = None
     lease: Lease | None = None
+    exact: bool = True
 
 
 class Counting:
@@ -100,12 +108,41 @@ class Counting:
 
         Never of what was seen a minute ago: an operator may have removed the counter.
         """
-        if account.seen is None or not 0 <= now - account.seen_time < _REMEMBERED_FOR:
+        seen = account.seen
+        if seen is None or not 0 <= now - account.seen_time < _REMEMBERED_FOR:
             return False
-        best = hopeful(
-            account.seen, now, worker=self.worker, keep_expired=account.quota.release_expired
-        )
+        release = account.quota.release_expired
+        best = hopeful(seen, account.seen_time, kept=account.kept(), keep_expired=release)
         return account.algorithm.change(best, units, now) is None
+
+    def retry_time(
+        self, account: Account, counter: Counter | None, units: int, now: int
+    ) -> int | None:
+        """Return when it is worth to ask again for units that did not fit; None if it never is.
+
+        That is when they fit by themselves, or when reservations expire or leases of others
+        run out that would make room for them.
+        """
+        algorithm = account.algorithm
+        moments = [algorithm.retry_time(counter, units, now)]
+        if counter is not None and units <= algorithm.limit:
+            for until in sorted({each.until for each in counter.holds if each.until > now}):
+                over = [each for each in counter.holds if each.until <= until]
+                release = account.quota.release_expired
+                after = algorithm.after_expiry(counter, over, release=release)
+                moments.append(algorithm.retry_time(after, units, until))
+            moments.append(self._lease_end(account, counter, units, now))
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def _lease_end(self, account: Account, counter: Counter, units: int, now: int) -> int | None:
+        """Return when the first of others' leases runs out, if they have room for the units."""
+        kept = account.kept()
+        others = [each for each in counter.leases.values() if each.until > now and each not in kept]
+        leased = hopeful(replace(counter, holds={}), now, kept=kept, keep_expired=False)
+        without = replace(leased, holds=counter.holds)
+        if not others or account.algorithm.change(without, units, now) is None:
+            return None
+        return min(lease.until for lease in others)
 
     def look(self, account: Account, deadline: Deadline) -> Counter | None:
         """Return the counter as it is now."""
@@ -133,7 +170,7 @@ class Counting:
             lease = None
             if plan.extra and ahead is not None:
                 lease = Lease(
-                    account.algorithm.amount(plan.extra),
+                    plan.algorithm.amount(plan.extra),
                     plan.now + _RETURNED_WITHIN * ahead.span,
                     self.new_id(),
                 )
@@ -141,12 +178,17 @@ class Counting:
             stepped = self.counters.apply(account.key, step, deadline)
             planning.met(stepped.counter)
             if stepped.done:
-                return Looked(stepped.counter, fresh=True, plan=plan, lease=lease)
+                return Looked(
+                    stepped.counter, fresh=True, plan=plan, lease=lease, exact=stepped.exact
+                )
         return Looked(planning.counter, fresh=planning.fresh)
 
 
 class Planning:
-    """The tries of one debit: what it knows of the counter, which each try may have changed."""
+    """The tries of one debit: what it knows of the counter, which each try may have changed.
+
+    It counts by the limit that was in force when it began.
+    """
 
     def __init__(self, counting: Counting, account: Account, deadline: Deadline) -> None:
         self._counting = counting
@@ -154,6 +196,7 @@ class Planning:
         self._deadline = deadline
         self._tries = 0
         self.fresh = False
+        self.algorithm = account.algorithm
         self.now = counting.clock()
         self.counter = account.seen
 
@@ -180,10 +223,28 @@ class Planning:
         """Return the counter as if what expired had been seen to."""
         if self.counter is None:
             return None
-        account = self._account
-        return account.algorithm.after_expiry(
-            self.counter, self._expired(self.counter), release=account.quota.release_expired
+        return self.algorithm.after_expiry(
+            self.counter,
+            self._expired(self.counter),
+            release=self._account.quota.release_expired,
         )
+
+    def see_to_expired(self) -> bool:
+        """See to one of the reservations that have expired; return whether there was one.
+
+        Not to more than a few of them in one call.
+        """
+        counter, release = self.counter, self._account.quota.release_expired
+        self._tries += 1
+        if counter is None or self._tries > _TRIES:
+            return False
+        for hold in self._expired(counter):
+            change = self.algorithm.expire(counter, hold, release=release)
+            step = self.step(change, release=(hold, counter.holds[hold]), fits=True)
+            apply = self._counting.counters.apply
+            self.met(apply(self._account.key, step, self._deadline).counter)
+            return True
+        return False
 
     def reserve(self, units: int) -> Plan | None:
         """Return what to try next, as ``next`` does, to hold units."""
@@ -202,7 +263,7 @@ class Planning:
 
         It requires that no more is held than was seen, unless it ``fits`` anyway.
         """
-        algorithm, counter = self._account.algorithm, self.counter
+        algorithm, counter = self.algorithm, self.counter
         held = algorithm.held(counter)
         step = Step(
             change,
@@ -215,14 +276,15 @@ class Planning:
         if counter is None:
             return step
         drop: tuple[int, ...] = ()
-        begins = False
         if change is not None and not isinstance(change, Lower):
             drop = algorithm.dropped(counter, change)
-            begins = change.slot != counter.epoch
+        # What was seen a while ago may have been followed by another of the same worker.
         leases = [
             name
             for name, lease in counter.leases.items()
-            if name != self._counting.worker and (begins or lease.until <= self.now)
+            if name != self._counting.worker
+            and self.fresh
+            and (counter.epoch in drop or lease.until <= self.now)
         ]
         named = {each[0] for each in (hold, release) if each is not None}
         holds = [
@@ -251,10 +313,10 @@ class Planning:
 
     def _is_seen_to(self, hold: HoldName) -> bool:
         """Return whether something has to be done for a hold when it expires."""
-        counter, account = self.counter, self._account
+        counter = self.counter
         if counter is None or hold.slot not in counter.levels:
             return False
-        return account.quota.release_expired or account.algorithm.held(counter) is not None
+        return self._account.quota.release_expired or self.algorithm.held(counter) is not None
 
     def _next(self, plan_of: Callable[[int], Plan | None], units: int) -> Plan | None:
         self._tries += 1
@@ -262,16 +324,24 @@ class Planning:
             raise StoreOverloadedError(Store.DYNAMODB)
         while (plan := plan_of(units)) is None:
             if self.fresh:
-                if not self._expire():
+                if not self.see_to_expired():
                     return None
-            elif self._counting.rules_out(self._account, units, self.now):
-                return None
-            else:
+            elif not self._counting.rules_out(self._account, units, self.now):
                 self.look()
+            elif not self.algorithm.room(self.counter, self.now) or not self._looked():
+                return None
         return plan
 
+    def _looked(self) -> bool:
+        """Look up what is left, to tell it to who is denied; return whether that was possible."""
+        try:
+            self.look()
+        except (StoreError, DeadlineExceededError):
+            return False
+        return True
+
     def _plan(self, units: int, ahead: Ahead | None = None) -> Plan | None:
-        algorithm = self._account.algorithm
+        algorithm = self.algorithm
         now = self.now = self._counting.clock()
         if ahead is not None and self.counter is not None:
             left = algorithm.room(self.counter, now) - units
@@ -279,27 +349,14 @@ class Planning:
             if extra > 0:
                 change = algorithm.change(self.counter, units + extra, now, ahead=ahead.span)
                 if change is not None:
-                    return Plan(change, extra, now)
+                    return Plan(algorithm, change, extra, now)
         change = algorithm.change(self.counter, units, now)
-        return None if change is None else Plan(change, 0, now)
+        return None if change is None else Plan(algorithm, change, 0, now)
 
     def _reserve(self, units: int) -> Plan | None:
         now = self.now = self._counting.clock()
-        change = self._account.algorithm.reserve(self.counter, units, now)
-        return None if change is None else Plan(change, 0, now)
-
-    def _expire(self) -> bool:
-        """See to one of the reservations that have expired; return whether there was one."""
-        counter, account = self.counter, self._account
-        if counter is None:
-            return False
-        for hold in self._expired(counter):
-            change = account.algorithm.expire(counter, hold, release=account.quota.release_expired)
-            step = self.step(change, release=(hold, counter.holds[hold]), fits=True)
-            apply = self._counting.counters.apply
-            self.met(apply(account.key, step, self._deadline).counter)
-            return True
-        return False
+        change = self.algorithm.reserve(self.counter, units, now)
+        return None if change is None else Plan(self.algorithm, change, 0, now)
 
     def _expired(self, counter: Counter) -> list[HoldName]:
         """Return the holds that have expired, and for which something has to be done."""

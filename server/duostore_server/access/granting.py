@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Final
 from duostore_server.access.counting import Looked, Planning
 from duostore_server.domain.algorithms import nanoseconds
 from duostore_server.domain.counters import Grant, HoldName
-from duostore_server.domain.errors import DuplicateInProgressError, IdempotencyKeyReusedError
+from duostore_server.domain.errors import (
+    DuplicateInProgressError,
+    IdempotencyKeyReusedError,
+    ReservationSettledError,
+)
 from duostore_server.domain.quotas import Mode
 
 if TYPE_CHECKING:
@@ -25,7 +29,8 @@ _EXPIRY_STEPS: Final = 8
 _LEAST_EXPIRY_STEP: Final = 1_000_000_000
 # Other writes of the same counter may hold a transaction up so many times.
 _TRIES: Final = 8
-_ID_DIGITS: Final = 32
+ID_DIGITS: Final = 32
+NONCE_DIGITS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,11 @@ class Granted:
 
     grant: Grant
     replayed: bool = False
+
+    @property
+    def reservation(self) -> str:
+        """How callers name the reservation; empty if it is none."""
+        return "" if self.grant.hold is None else self.grant.id + self.grant.nonce
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +70,14 @@ class Granting:
     ) -> Granted | Looked:
         """Debit units, and hold them if they are to be reserved; ``Looked`` if there is no room.
 
-        Raises ``IdempotencyKeyReusedError``, and ``DuplicateInProgressError`` if other writes
-        of the counter were quicker again and again.
+        What was granted under the same idempotency key is granted still, unless it was a
+        reservation that was released, or has expired. Raises ``IdempotencyKeyReusedError``;
+        ``ReservationSettledError`` for one that was committed; ``DuplicateInProgressError``
+        if other writes of the counter were quicker again and again.
         """
         request = self._request(account, units, mode, idempotency_key)
         planning = Planning(self._counting, account, deadline)
+        instead: Grant | None = None
         for _ in range(_TRIES):
             plan = planning.reserve(units) if mode is Mode.RESERVE else planning.next(units)
             if plan is None:
@@ -73,11 +86,14 @@ class Granting:
             grant = self._grant(request, plan)
             hold = None if grant.hold is None else (grant.hold, grant.amount)
             step = planning.step(plan.change, hold=hold)
-            stepped = self._counting.counters.record(grant, step, plan.now, deadline)
+            record = self._counting.counters.record
+            stepped = record(grant, step, plan.now, deadline, instead)
             if stepped.done:
                 return Granted(grant)
             if stepped.grant_refused and stepped.grant is not None:
-                return _replayed(stepped.grant, request)
+                if not _is_void(stepped.grant, plan.now):
+                    return _replayed(stepped.grant, request)
+                instead = _of_request(stepped.grant, request)
             if stepped.counter_refused:
                 planning.met(stepped.counter)
         raise DuplicateInProgressError
@@ -86,7 +102,7 @@ class Granting:
         key = account.key
         if not idempotency_key:
             return _Request(account, units, mode, self._counting.new_id(), b"")
-        id_ = _digest([key.tenant, idempotency_key]).hex()[:_ID_DIGITS]
+        id_ = _digest([key.tenant, idempotency_key]).hex()[:ID_DIGITS]
         return _Request(account, units, mode, id_, _digest([*astuple(key), units, mode.value]))
 
     def _earlier(self, request: _Request, now: int, deadline: Deadline) -> Granted | None:
@@ -94,7 +110,7 @@ class Granting:
         if not request.request_hash:
             return None
         grant = self._counting.counters.find(request.account.key.tenant, request.id, deadline)
-        if grant is None or grant.forget_time <= now:
+        if grant is None or grant.forget_time <= now or _is_void(grant, now):
             return None
         return _replayed(grant, request)
 
@@ -108,6 +124,7 @@ class Granting:
         return Grant(
             counter=request.account.key,
             id=request.id,
+            nonce=self._counting.new_id()[-NONCE_DIGITS:],
             request_hash=request.request_hash,
             cost=request.units,
             slot=plan.change.slot,
@@ -118,9 +135,26 @@ class Granting:
         )
 
 
-def _replayed(grant: Grant, request: _Request) -> Granted:
+def _is_void(grant: Grant, now: int) -> bool:
+    """Return whether a grant permits nothing any more, so that its name is free."""
+    if grant.hold is None or grant.expire_time is None:
+        return False
+    if grant.settlement is None:
+        return now >= grant.expire_time
+    return grant.settlement.cost is None
+
+
+def _of_request(grant: Grant, request: _Request) -> Grant:
     if grant.request_hash != request.request_hash:
         raise IdempotencyKeyReusedError
+    return grant
+
+
+def _replayed(grant: Grant, request: _Request) -> Granted:
+    _of_request(grant, request)
+    if grant.settlement is not None:
+        # It was done, and paid for: to do it again is another intention.
+        raise ReservationSettledError(grant.settlement.committed, grant.settlement.refunded)
     return Granted(grant, replayed=True)
 
 

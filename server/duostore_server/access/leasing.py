@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from duostore_server.access.accounts import Slice
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # one that lasted for longer than its time, by one a quarter of its size.
 _USED_UP_SOON: Final = 0.25
 _SMALLER: Final = 4
+# So many times a subject is asked for soon after the last time, before it gets a slice.
+_QUICK_ONES: Final = 4
 # What is left of a slice after this part of its time goes back.
 _RETURNED_AFTER: Final = 0.5
 _RETURN_TRIES: Final = 4
@@ -49,16 +51,6 @@ class Taken:
     reset_time: int | None = None
     counter: Counter | None = None
     fresh: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Filling:
-    """What the busy one is about: units for its own call, of which the slice had ``spare``."""
-
-    units: int
-    held: Slice | None
-    spare: int
-    ahead: Ahead
 
 
 class Leasing:
@@ -90,22 +82,26 @@ class Leasing:
             if taken is not None:
                 return taken
             account.busy = True
-            held = account.slice
-            spare = self._left(account)
-            if held is not None:
-                # The caller has what is left, until it is told that it is too little.
-                held.left -= spare
+            if account.slice is not None:
+                account.slice.shut()
             ahead = Ahead(self._wanted(account, most), nanoseconds(account.quota.lease_time))
-        return self._fill(account, _Filling(units, held, spare, ahead), deadline)
+        return self._fill(account, units, ahead, deadline)
 
     def return_all(self, accounts: Iterable[Account], deadline: Deadline) -> None:
         """Give back every slice, for as long as the deadline allows; the rest is lost."""
         for account in accounts:
-            with suppress(StoreError, DeadlineExceededError):
-                self._return(account, deadline, min_age=0.0)
+            self.return_now(account, deadline)
+
+    def return_now(self, account: Account, deadline: Deadline) -> None:
+        """Give back a slice, if that is possible."""
+        with suppress(StoreError, DeadlineExceededError):
+            self._return(account, deadline, min_age=0.0)
 
     def return_unused(self, account: Account, deadline: Deadline) -> None:
-        """Give back what is left of a slice after half of its time."""
+        """Give back what is left of a slice after half of its time.
+
+        Raises a ``StoreError`` if the store cannot be asked: to be tried again.
+        """
         self._return(account, deadline, min_age=_RETURNED_AFTER)
 
     def _return(self, account: Account, deadline: Deadline, *, min_age: float) -> None:
@@ -119,47 +115,46 @@ class Leasing:
             account.busy = True
             # It was too large for what came.
             account.wanted = min(account.wanted, held.units - held.left)
-            account.slice = None
+            held.shut()
         try:
-            self._give_back(account, held, deadline)
+            self._give_back(account, deadline)
         finally:
             with account.changed:
                 self._finish(account, None)
 
     def _taken(self, account: Account, units: int) -> Taken | None:
         """Return what memory has to say to a call; None if the store has to be asked."""
-        left = self._left(account)
+        left, now = self._left(account), self._counting.clock()
         if account.slice is not None and left >= units:
             return self._admitted(account, account.slice, units)
-        if account.busy:
+        if account.busy or account.algorithm.room(account.seen, now):
             return None
-        if self._counting.rules_out(account, units - left, self._counting.clock()):
+        if self._counting.rules_out(account, units - left, now):
             return Taken(allowed=False, left=left, counter=account.seen)
         return None
 
-    def _fill(self, account: Account, filling: _Filling, deadline: Deadline) -> Taken:
-        """Debit what the slice lacks, and the next one; the caller is the busy one."""
-        held, spare = filling.held, filling.spare
+    def _fill(self, account: Account, units: int, ahead: Ahead, deadline: Deadline) -> Taken:
+        """Debit units, and the next slice; the caller is the busy one.
+
+        What the last slice has left, which is too little or too old, goes back before.
+        """
         looked: Looked | None = None
         failure: StoreError | None = None
         try:
-            if held is not None and held.left:
-                self._give_back(account, held, deadline)
-            lacking = filling.units - spare
-            looked = self._counting.debit(account, lacking, deadline, filling.ahead)
+            with suppress(StoreError):
+                self._give_back(account, deadline)
+            looked = self._counting.debit(account, units, deadline, ahead)
         except StoreError as error:
-            failure = error
+            # A caller in a hurry says nothing of the store.
+            failure = None if deadline.is_over() else error
             raise
         finally:
             with account.changed:
-                if looked is not None and looked.plan is not None:
-                    self._close(account)
+                if looked is not None:
                     self._open(account, looked)
-                elif held is not None:
-                    held.left += spare
                 self._finish(account, failure)
         if looked.plan is None:
-            return Taken(allowed=False, left=spare, counter=looked.counter, fresh=looked.fresh)
+            return Taken(allowed=False, left=0, counter=looked.counter, fresh=looked.fresh)
         return Taken(allowed=True, left=looked.plan.extra, counter=looked.counter, fresh=True)
 
     def _left(self, account: Account) -> int:
@@ -167,13 +162,14 @@ class Leasing:
         held = account.slice
         if held is None or self._monotonic() >= held.ends:
             return 0
-        over = account.algorithm.is_over(held.debit.slot, self._counting.clock())
+        over = held.algorithm.is_over(held.debit.slot, self._counting.clock())
         return 0 if over else held.left
 
     def _admitted(self, account: Account, held: Slice, units: int) -> Taken:
         held.left -= units
         if not held.left:
-            self._close(account)
+            self._tell(account, "admitted", held.units)
+            account.slice, account.spent = None, held.lease
         return Taken(allowed=True, left=held.left, reset_time=held.reset_time)
 
     def _wait(self, account: Account, units: int, deadline: Deadline) -> None:
@@ -189,62 +185,64 @@ class Leasing:
             raise _shared(account.failure) from account.failure
 
     def _wanted(self, account: Account, most: int) -> int:
-        """Return how many units to debit ahead."""
+        """Return how many units to debit ahead: none for the first few calls of a subject."""
         now = self._monotonic()
         span = account.quota.lease_time.total_seconds()
         lasted, account.filled = now - account.filled, now
         if lasted < span * _USED_UP_SOON:
-            account.wanted = max(1, 2 * account.wanted)
+            account.quick += 1
+            if account.quick > _QUICK_ONES:
+                account.wanted = max(1, 2 * account.wanted)
         elif lasted > span:
+            account.quick = 0
             account.wanted //= _SMALLER
         account.wanted = min(account.wanted, most)
         return min(account.wanted + account.waiting, most)
 
     def _open(self, account: Account, looked: Looked) -> None:
         """Hold what was debited ahead."""
-        if looked.plan is None or looked.lease is None or looked.counter is None:
+        plan, counter = looked.plan, looked.counter
+        if plan is None or looked.lease is None or counter is None:
             return
+        if account.slice is not None:
+            # It could not be given back, and its lease has been replaced.
+            self._tell(account, "admitted", account.slice.units - account.slice.left)
+            self._tell(account, "lost", account.slice.left)
+        debit = plan.algorithm.done(plan.extra, plan.change, counter)
         account.slice = Slice(
-            units=looked.plan.extra,
-            left=looked.plan.extra,
-            debit=account.algorithm.done(looked.plan.extra, looked.plan.change, looked.counter),
+            units=plan.extra,
+            left=plan.extra,
+            algorithm=plan.algorithm,
+            # Where its span is cannot be told from a counter that others have changed since.
+            debit=debit if looked.exact else replace(debit, end=0),
             lease=looked.lease,
             ends=account.filled + account.quota.lease_time.total_seconds(),
-            reset_time=account.algorithm.reset_time(looked.counter, looked.plan.now),
+            reset_time=plan.algorithm.reset_time(counter, plan.now),
         )
-        self._tell(account.quota.name, "granted", looked.plan.extra)
+        self._tell(account, "granted", plan.extra)
 
-    def _close(self, account: Account) -> None:
-        """Be done with a slice that has nothing left."""
-        if account.slice is not None:
-            self._tell(account.quota.name, "admitted", account.slice.units)
-            account.slice = None
+    def _give_back(self, account: Account, deadline: Deadline) -> None:
+        """Give back what is left of the slice, which is shut; the caller is the busy one.
 
-    def _give_back(self, account: Account, held: Slice, deadline: Deadline) -> None:
-        """Give back what is left of a slice; what cannot be is lost until its time is over.
-
-        The caller is the busy one.
+        Raises a ``StoreError`` if it may be tried again.
         """
-        returned = 0
-        try:
-            if held.left and self._returned(account, held, deadline):
-                returned = held.left
-        finally:
-            name = account.quota.name
-            self._tell(name, "admitted", held.units - held.left)
-            self._tell(name, "returned", returned)
-            self._tell(name, "lost", held.left - returned)
-            with account.changed:
-                held.units = held.left = 0
+        held = account.slice
+        if held is None:
+            return
+        returned = self._returned(account, held, deadline)
+        account.slice = None
+        self._tell(account, "admitted", held.units - held.left)
+        self._tell(account, "returned" if returned else "lost", held.left)
 
     def _returned(self, account: Account, held: Slice, deadline: Deadline) -> bool:
         worker = self._counting.worker
         counter = account.seen
         for _ in range(_RETURN_TRIES):
+            now = self._counting.clock()
             # Later, nobody reckons with it any more.
-            if counter is None or self._counting.clock() >= held.lease.until:
+            if counter is None or now >= held.lease.until:
                 return False
-            lower = account.algorithm.refund(counter, held.debit, held.left, self._counting.clock())
+            lower = held.algorithm.refund(counter, held.debit, held.left, now)
             if lower is None:
                 return False
             step = Step(lower, ended=(worker, held.lease))
@@ -257,9 +255,9 @@ class Leasing:
                 return False
         return False
 
-    def _tell(self, quota: str, fate: str, units: int) -> None:
+    def _tell(self, account: Account, fate: str, units: int) -> None:
         if units:
-            self._leased(quota, fate, units)
+            self._leased(account.quota.name, fate, units)
 
     def _finish(self, account: Account, failure: StoreError | None) -> None:
         account.busy = False

@@ -74,6 +74,9 @@ class Quotas:
         try:
             answer = self._answer(account, cost or 1, mode, idempotency_key, deadline)
         except StoreError as error:
+            if deadline.is_over():
+                # That says nothing of the store.
+                raise DeadlineExceededError from error
             if quota.allow_on_outage:
                 self._decided(quota.name, "unchecked")
                 limit = account.algorithm.limit
@@ -106,10 +109,6 @@ class Quotas:
             return self._peek(account, units, deadline)
         if mode is Mode.RESERVE or idempotency_key:
             return self._recorded(account, units, mode, idempotency_key, deadline)
-        if units > account.algorithm.limit:
-            return QuotaAnswer(
-                allowed=False, limit=account.algorithm.limit, remaining=0, reset_time=None
-            )
         if most := account.quota.lease_of(account.algorithm.limit):
             return self._leased(account, units, most, deadline)
         looked = self._counting.debit(account, units, deadline)
@@ -134,15 +133,15 @@ class Quotas:
         planning = Planning(self._counting, account, deadline)
         planning.look()
         counter = planning.after_expiry()
-        algorithm, now = account.algorithm, planning.now
-        retry_time = algorithm.retry_time(counter, units, now)
-        allowed = retry_time is not None and retry_time <= now
+        algorithm, now = planning.algorithm, planning.now
+        allowed = algorithm.change(counter, units, now) is not None
+        retry_time = None if allowed else self._retry_time(account, counter, units, now)
         return QuotaAnswer(
             allowed=allowed,
             limit=algorithm.limit,
             remaining=algorithm.room(counter, now),
             reset_time=algorithm.reset_time(counter, now),
-            retry_after=None if allowed or retry_time is None else retry_time - now,
+            retry_after=None if retry_time is None else retry_time - now,
         )
 
     def _recorded(
@@ -150,6 +149,10 @@ class Quotas:
     ) -> QuotaAnswer:
         """Debit by a step that is recorded: done once, and known by an id."""
         granted = self._granting.debit(account, units, mode, idempotency_key, deadline)
+        if isinstance(granted, Looked) and account.slice is not None:
+            # What is lacking may be in this process's own slice.
+            self._leasing.return_now(account, deadline)
+            granted = self._granting.debit(account, units, mode, idempotency_key, deadline)
         if isinstance(granted, Looked):
             return self._denied(account, units, granted.counter, 0, fresh=granted.fresh)
         try:
@@ -163,7 +166,7 @@ class Quotas:
             limit=account.algorithm.limit,
             remaining=account.algorithm.room(counter, now) if known else 0,
             reset_time=account.algorithm.reset_time(counter, now) if known else None,
-            reservation="" if granted.grant.hold is None else granted.grant.id,
+            reservation=granted.reservation,
             expire_time=granted.grant.expire_time,
             replayed=granted.replayed,
         )
@@ -182,12 +185,19 @@ class Quotas:
         self, account: Account, units: int, counter: Counter | None, left: int, *, fresh: bool
     ) -> QuotaAnswer:
         algorithm, now = account.algorithm, self._counting.clock()
-        retry_time = algorithm.retry_time(counter, units, now)
+        retry_time = self._retry_time(account, counter, units, now)
         return QuotaAnswer(
             allowed=False,
             limit=algorithm.limit,
             # What was seen a while ago may have been used since.
             remaining=left + (algorithm.room(counter, now) if fresh else 0),
             reset_time=algorithm.reset_time(counter, now),
-            retry_after=None if retry_time is None else max(1, retry_time - now),
+            retry_after=None if retry_time is None else retry_time - now,
         )
+
+    def _retry_time(
+        self, account: Account, counter: Counter | None, units: int, now: int
+    ) -> int | None:
+        """Return when to ask again for units that were denied, later than now."""
+        retry_time = self._counting.retry_time(account, counter, units, now)
+        return None if retry_time is None else max(now + 1, retry_time)

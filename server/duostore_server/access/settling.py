@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from duostore_server.access.accounts import Account
 from duostore_server.access.counting import Planning
+from duostore_server.access.granting import ID_DIGITS
 from duostore_server.access.quota_checks import check_settle
 from duostore_server.domain.algorithms import algorithm_of
 from duostore_server.domain.counters import Settlement
@@ -69,29 +70,30 @@ class Settling:
     def _settle(
         self, tenant: str, reservation: str, cost: int | None, deadline: Deadline
     ) -> Settled:
-        grant = self._counting.counters.find(tenant, reservation, deadline)
+        id_, nonce = reservation[:ID_DIGITS], reservation[ID_DIGITS:]
+        grant = self._counting.counters.find(tenant, id_, deadline)
         account = None if grant is None else self._account(grant)
         planning = None if account is None else Planning(self._counting, account, deadline)
         for tried in range(_TRIES):
-            if grant is None or grant.hold is None or grant.expire_time is None:
+            if grant is None or grant.nonce != nonce or grant.expire_time is None:
                 raise ReservationNotFoundError
             if grant.settlement is not None:
                 return _earlier(grant.settlement, cost)
             if self._counting.clock() >= grant.expire_time:
                 raise ReservationNotFoundError
             step: Step | None = None
-            if planning is None or account is None:
+            if planning is None:
                 settlement = _within(grant, cost)
             else:
                 if not tried:
                     planning.look()
                 if _is_gone(grant, planning.counter):
                     # Settled by another call since it was found, or expired by another's clock.
-                    grant = self._counting.counters.find(tenant, reservation, deadline)
-                    if grant is None or grant.settlement is None:
+                    grant = self._counting.counters.find(tenant, id_, deadline)
+                    if grant is None or grant.nonce != nonce or grant.settlement is None:
                         raise ReservationNotFoundError
                     return _earlier(grant.settlement, cost)
-                settlement, step = self._planned(grant, cost, account, planning)
+                settlement, step = self._planned(grant, cost, planning)
             stepped = self._counting.counters.settle(grant, settlement, step, deadline)
             if stepped.done:
                 return Settled(settlement.committed, settlement.refunded, settlement.covered)
@@ -113,15 +115,15 @@ class Settling:
         return Account(grant.counter, quota, algorithm_of(quota, limit))
 
     def _planned(
-        self, grant: Grant, cost: int | None, account: Account, planning: Planning
+        self, grant: Grant, cost: int | None, planning: Planning
     ) -> tuple[Settlement, Step | None]:
         """Return what the settlement comes to, and the step that goes with it."""
-        algorithm, counter, now = account.algorithm, planning.counter, planning.now
         settlement, beyond = _within(grant, cost), False
         if cost is not None and cost > grant.cost:
-            beyond = algorithm.covers(counter, grant, cost, now)
-        if beyond and cost is not None:
-            settlement = Settlement(cost, cost, 0, covered=True)
+            beyond = self._covers(grant, cost, planning)
+            if beyond:
+                settlement = Settlement(cost, cost, 0, covered=True)
+        algorithm, counter, now = planning.algorithm, planning.counter, planning.now
         unhold = None
         if counter is not None and grant.hold is not None and grant.hold in counter.holds:
             unhold = (grant.hold, grant.amount)
@@ -129,6 +131,13 @@ class Settling:
             return settlement, None
         change = algorithm.settle(counter, grant, settlement.committed, now)
         return settlement, planning.step(change, unhold=unhold, fits=not beyond)
+
+    def _covers(self, grant: Grant, cost: int, planning: Planning) -> bool:
+        """Return whether there is room for more than was reserved."""
+        while not planning.algorithm.covers(planning.counter, grant, cost, planning.now):
+            if not planning.see_to_expired():
+                return False
+        return True
 
 
 def _within(grant: Grant, cost: int | None) -> Settlement:

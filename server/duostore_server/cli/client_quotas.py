@@ -78,6 +78,7 @@ def settle(
         ),
     ] = None,
     release: Annotated[bool, typer.Option("--release", help="Give all units back.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
     tenant: Tenant = "",
     where: Target,
     timeout: Timeout = 5.0,
@@ -99,6 +100,7 @@ def settle(
             utf8(reservation, "RESERVATION"),
             cost=cost,
             tenant=utf8(tenant, "--tenant"),
+            as_json=as_json,
             timeout=timeout,
         )
     )

@@ -48,7 +48,13 @@ def _set(
     quota: Quota,
     subject: Subject,
     limit: Annotated[
-        int, typer.Argument(metavar="LIMIT", min=1, show_default=False, help="Units in a window.")
+        int,
+        typer.Argument(
+            metavar="LIMIT",
+            min=0,
+            show_default=False,
+            help="Units in a window; 0 blocks the subject.",
+        ),
     ],
     *,
     tenant: Tenant = None,
@@ -59,6 +65,8 @@ def _set(
 
     In force within two seconds in every server that can reach Aurora, and after restarts. It
     goes before what the configuration says of the subject. What was used before counts on.
+
+    A limit of 0 blocks the subject: all that it asks for is denied.
 
     Example: duostore limit set api_calls alice 5000 --tenant acme
 

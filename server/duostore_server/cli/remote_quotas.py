@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import typer
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from duostore.v1 import data_access_pb2
 from duostore_server.cli.answers import quota_shown, settled_shown
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from duostore_server.cli.target import Target
 
 _MILLISECOND: Final = 1_000_000
+_SECOND: Final = 1_000 * _MILLISECOND
+_UNITS: Final = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 _COSTLY: Final = "nothing was admitted; repeat the command, which may debit its units twice."
 _SETTLED_ONCE: Final = "repeat the command, and it is applied once."
 _ADVICE: Final = {
@@ -83,7 +86,13 @@ def quota(target: Target, question: Question, *, as_json: bool, timeout: float) 
 
 
 def settle(
-    target: Target, reservation: str, *, cost: int | None, tenant: str, timeout: float
+    target: Target,
+    reservation: str,
+    *,
+    cost: int | None,
+    tenant: str,
+    as_json: bool,
+    timeout: float,
 ) -> int:
     """Commit ``cost`` units of a reservation, or release it if that is None; print the result."""
     request = data_access_pb2.SettleQuotaRequest(tenant=tenant, reservation=reservation)
@@ -95,7 +104,12 @@ def settle(
 
     def work(stub: DataAccessStub, metadata: Metadata) -> None:
         answer.CopyFrom(stub.SettleQuota(request, timeout=timeout, metadata=metadata))
-        print_json(settled_shown(answer))
+        if as_json:
+            print_json(settled_shown(answer))
+        else:
+            verb = "released" if cost is None else "committed"
+            before = " before" if answer.replayed else ""
+            typer.echo(f"{verb}{before}: {answer.committed} used, {answer.refunded} given back")
         if not answer.covered:
             complain(
                 f"The quota has no room for {request.cost - answer.committed} units more than"
@@ -113,16 +127,40 @@ def _lines(question: Question, answer: data_access_pb2.QuotaResponse) -> Iterato
         yield f"{verdict} unchecked: DynamoDB cannot be reached, and nothing was debited"
         return
     would = "would be " if question.peek else ""
+    if not answer.allowed and question.cost > answer.limit:
+        yield f"{would}denied: {question.cost} is more than the limit of {answer.limit}"
+        return
     before = " before, by this idempotency key" if answer.replayed else ""
     yield f"{would}{verdict}{before}: {answer.remaining} of {answer.limit} left"
-    if not answer.allowed:
-        if answer.HasField("retry_after"):
-            # Rounded up, as all that is not to be early.
-            seconds = -(-answer.retry_after.ToNanoseconds() // _MILLISECOND) / 1000
-            yield f"it can be allowed in {seconds:.3f} s, unless others are faster"
-        else:
-            yield f"it never can be: the cost, {question.cost}, is above the limit"
-    elif answer.reservation:
-        yield f"reservation {answer.reservation}, to settle by {answer.expire_time.ToJsonString()}"
+    if answer.HasField("retry_after"):
+        wait = _span(answer.retry_after.ToNanoseconds())
+        yield f"it can be allowed in {wait}, unless others are faster"
+    if answer.reservation:
+        # Rounded down, so as not to be late.
+        yield f"reservation {answer.reservation}, to settle by {_time(answer.expire_time.seconds)}"
     if answer.HasField("reset_time"):
-        yield f"all that is used is available again at {answer.reset_time.ToJsonString()}"
+        reset = _up(answer.reset_time.ToNanoseconds(), _SECOND)
+        yield f"all that is used is available again at {_time(reset)}"
+
+
+def _span(nanoseconds: int) -> str:
+    """Return a time to wait as people read it, rounded up so as not to be early."""
+    if nanoseconds < 10 * _SECOND:
+        return f"{_up(nanoseconds, _MILLISECOND) / 1_000:g} s"
+    if nanoseconds < 60 * _SECOND:
+        return f"{_up(nanoseconds, _SECOND // 10) / 10:g} s"
+    seconds = _up(nanoseconds, _SECOND)
+    parts = []
+    for unit, length in _UNITS:
+        count, seconds = divmod(seconds, length)
+        if count:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts)
+
+
+def _time(seconds: int) -> str:
+    return Timestamp(seconds=seconds).ToJsonString()
+
+
+def _up(nanoseconds: int, unit: int) -> int:
+    return -(-nanoseconds // unit)

@@ -66,8 +66,11 @@ def serve_findings(settings: Settings) -> Iterator[Finding]:
 
 def findings(settings: Settings) -> Iterator[Finding]:
     """Yield everything that does not fit together."""
-    if not settings.kinds:
-        yield Finding((("kinds",),), "at least one kind is needed: a table [kinds.NAME]")
+    if not settings.kinds and not settings.quotas:
+        yield Finding(
+            (("kinds",), ("quotas",)),
+            "at least one kind or quota is needed: a table [kinds.NAME] or [quotas.NAME]",
+        )
     yield from _threads(settings)
     yield from _times(settings)
     yield from _messages(settings)
@@ -186,7 +189,8 @@ def _counting(at: Key, quota: Quota) -> Iterator[Finding]:
         yield Finding(
             ((*at, "sub_windows"), algorithm), f'needs {dotted(algorithm)} = "sliding_window"'
         )
-    if quota.lease is not None and quota.lease > quota.limit:
+    # A quota is blocked by its limit alone.
+    if quota.lease is not None and quota.lease > quota.limit > 0:
         yield Finding(
             ((*at, "lease"), limit), f"must be at most {dotted(limit)}, which is {quota.limit}"
         )
@@ -205,7 +209,7 @@ def _bucket(at: Key, quota: Quota) -> Iterator[Finding]:
     if above:
         shown = ", ".join(json.dumps(name, ensure_ascii=False) for name in above)
         yield Finding(
-            ((*at, "overrides"), window, algorithm), f"lists {shown} with more than {bound}"
+            ((*at, "overrides"), window, algorithm), f"the limit of {shown} must be at most {bound}"
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import ValidationError
 
 from duostore_server.config.checks import findings, serve_findings
-from duostore_server.config.entries import dotted
+from duostore_server.config.entries import dotted, entries
 from duostore_server.config.environment import named_tables, names_told, overrides
 from duostore_server.config.problems import ConfigError, Problem, message_of
 from duostore_server.config.settings import Settings
@@ -81,7 +81,10 @@ def _merged(document: _Table, values: Mapping[Key, object]) -> _Table:
 
 
 def _validated(data: _Table, folder: Path) -> tuple[Settings, list[tuple[Key, str]]]:
-    """Return the settings and what is wrong with them; defaults stand in for what is."""
+    """Return the settings and what is wrong with them.
+
+    Defaults stand in for what is and, where a key has none, its lowest value.
+    """
     try:
         return Settings.model_validate(data, context={"folder": folder}), []
     except ValidationError as error:
@@ -91,9 +94,7 @@ def _validated(data: _Table, folder: Path) -> tuple[Settings, list[tuple[Key, st
     try:
         return Settings.model_validate(data, context={"folder": folder}), faults
     except ValidationError as error:
-        # Nothing stands in for a key that has no default: its table goes.
-        for key, _ in _faults(error):
-            _drop(data, key[:-1])
+        data = _merged(data, {key: _lowest(key) for key, _ in _faults(error)})
     return Settings.model_validate(data, context={"folder": folder}), faults
 
 
@@ -114,6 +115,12 @@ def _drop(table: _Table, key: Key) -> None:
             return
         table = inner
     table.pop(key[-1], None)
+
+
+def _lowest(key: Key) -> object:
+    """Return the lowest value of a key, as the file would have it."""
+    (entry,) = (each for each in entries() if each.matches(key))
+    return entry.form.write(entry.low)
 
 
 def _misfits(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from duostore_server.config.values import duration_text
 from duostore_server.domain.quotas import AlgorithmName
 from duostore_server.domain.quotas import Quota as QuotaPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from duostore_server.config.entries import Key
     from duostore_server.config.quota_settings import Quota
     from duostore_server.config.settings import Settings
 
@@ -21,6 +23,21 @@ _LEASES_A_WINDOW: Final = 20
 def quotas(settings: Settings) -> Mapping[str, QuotaPolicy]:
     """Return how the configured quotas are counted, by name."""
     return {name: _policy(name, quota) for name, quota in settings.quotas.items()}
+
+
+def notes(settings: Settings) -> Mapping[Key, str]:
+    """Return what is in force of quotas where the settings alone do not say it, by key."""
+    found: dict[Key, str] = {}
+    for name, policy in quotas(settings).items():
+        quota, at = settings.quotas[name], ("quotas", name)
+        if quota.lease is None:
+            found[*at, "lease"] = f"{policy.lease_of(policy.limit)}, a twentieth of the limit"
+        if quota.sub_windows is None and policy.algorithm is AlgorithmName.SLIDING_WINDOW:
+            found[*at, "sub_windows"] = f"{policy.sub_windows}"
+        in_force = policy.lease_time.total_seconds()
+        if in_force < quota.lease_time:
+            found[*at, "lease_time"] = f"{duration_text(in_force)}, a twentieth of the window"
+    return found
 
 
 def _policy(name: str, quota: Quota) -> QuotaPolicy:

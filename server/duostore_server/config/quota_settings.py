@@ -20,13 +20,16 @@ class Quota(Section):
 
     limit: int = setting(
         ...,
-        "How many units a subject may use in a window; of a token bucket, at once. Required.",
-        1,
+        "How many units a subject may use in a window; of a token bucket, at once, and at most "
+        "10^9 for each second of `window`. `0` blocks every subject that has no limit of its own. "
+        "Required.",
+        0,
         MAX_LIMIT,
     )
     window: Duration = duration(
         ...,
-        "How long a window is. A token bucket that is empty is full again after as long. Required.",
+        "How long a window is; a sliding window has at least 10ms for each of its `sub_windows`. A "
+        "token bucket that is empty is full again after as long. Required.",
         "1s",
         "31d",
     )
@@ -39,25 +42,31 @@ class Quota(Section):
     )
     sub_windows: Annotated[int, Ge(2), Le(1000)] | None = setting(
         None,
-        "The parts in which a sliding window moves; with more of them units are available again "
-        'sooner, and the counter is larger. Needs algorithm = "sliding_window"; if not set, '
-        f"`{_SUB_WINDOWS}`.",
+        "The parts in which a sliding window moves, none shorter than 10ms; with more of them "
+        "units are available again sooner, and the counter is larger. Needs algorithm = "
+        f'"sliding_window"; if not set, `{_SUB_WINDOWS}`.',
     )
     lease: Annotated[int, Ge(0), Le(MAX_LIMIT)] | None = setting(
         None,
         "The most units that a process debits ahead, to admit from them by itself: those that "
-        "are in its hands when it dies stay used. `0`: a write to DynamoDB for each call that is "
-        "allowed. If not set, a twentieth of the subject's limit.",
+        "are in its hands when it dies stay used. At most `limit`, unless that is `0`. `0`: a "
+        "write to DynamoDB for each call that is allowed. If not set, a twentieth of the "
+        "subject's limit, rounded down.",
     )
     lease_time: Duration = duration(
         "1s",
-        "How long a process may keep such a slice, within a window and for a twentieth of it at "
-        "most. What is left is given back.",
+        "How long a process may keep such a slice: never beyond the window, and if this is longer "
+        "than a twentieth of it, for a twentieth. What is left is given back.",
         "50ms",
         "10s",
     )
     reservation_ttl: Duration = duration(
-        "1m", "How long after MODE_RESERVE a reservation can be settled.", "1s", "30d"
+        "1m",
+        "How long after MODE_RESERVE a reservation can be settled. It may be longer than the "
+        "window, but what is given back once the window is over that it was made in changes "
+        "nothing; of a token bucket all that is given back counts.",
+        "1s",
+        "30d",
     )
     expired_reservations: Literal["used", "released"] = setting(
         "used",
@@ -73,8 +82,8 @@ class Quota(Section):
         default_factory=dict,
         description="Other limits for single subjects, by `subject`, in every tenant, or by "
         '`tenant#subject`, which goes first: `{ alice = 500, "acme#bob" = 2000 }`. A name with a '
-        "`#` begins with the tenant, be it empty. What `duostore limit set` says goes before "
-        "all of them.",
+        "`#` begins with the tenant, be it empty. `0` blocks the subject; with a token bucket "
+        "each is bounded as `limit` is. What `duostore limit set` says goes before all of them.",
     )
 
     @property

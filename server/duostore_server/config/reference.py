@@ -10,6 +10,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from duostore_server.config.document_schema import DIALECT
 from duostore_server.config.entries import NAME, dotted, entries, env_name, table_meaning
 from duostore_server.config.problems import bounds_text
+from duostore_server.config.quota_policies import notes
 from duostore_server.config.settings import Settings
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def json_schema() -> dict[str, Any]:
 
 def describe(settings: Settings) -> str:
     """Return the settings in effect as TOML, what is not set as comments, secrets masked."""
-    blocks = []
+    blocks, told = [], notes(settings)
     for table in _tables():
         names = _value(settings, table[:1]) if NAME in table else ("",)
         for name in names:
@@ -78,7 +79,7 @@ def describe(settings: Settings) -> str:
                 blocks.append(f"# [{dotted(path)}] is not set")
                 continue
             lines = [
-                _line(entry, _value(section, entry.path[-1:]))
+                _line(entry, _value(section, entry.path[-1:]), told.get((*path, entry.path[-1])))
                 for entry in entries()
                 if entry.path[:-1] == table
             ]
@@ -102,13 +103,14 @@ def _row(entry: Entry) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _line(entry: Entry, value: Any) -> str:  # noqa: ANN401 - of the entry's type
+def _line(entry: Entry, value: Any, note: str | None) -> str:  # noqa: ANN401 - of the entry's type
     name = entry.path[-1]
     if value is None and entry.default is None:
-        return f"# {name} is not set"
+        return f"# {name} is not set: {note}" if note else f"# {name} is not set"
     if entry.secret:
         return f'{name} = "{_MASK}"'
-    return f"{name} = {_toml(entry.form.write(value))}"
+    line = f"{name} = {_toml(entry.form.write(value))}"
+    return f"{line}  # in force: {note}" if note else line
 
 
 def _toml(value: str | int | list[str] | dict[str, int]) -> str:

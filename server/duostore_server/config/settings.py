@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import ConfigDict, Field, SecretStr
 
 from duostore_server.config.document_schema import SchemaFile
 from duostore_server.config.quota_settings import Quota
@@ -304,6 +304,15 @@ class Kind(Section):
 class Settings(Section):
     """The configuration of a deployment."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": [table], "properties": {table: {"minProperties": 1}}}
+                for table in ("kinds", "quotas")
+            ]
+        }
+    )
+
     server: Server = Field(default_factory=Server, description="The gRPC server.")
     aurora: Aurora = Field(default_factory=Aurora, description="Aurora PostgreSQL, which is right.")
     dynamodb: DynamoDB = Field(default_factory=DynamoDB, description="DynamoDB, which is fast.")
@@ -326,14 +335,13 @@ class Settings(Section):
     logging: Logging = Field(default_factory=Logging, description="What is logged, to stderr.")
     kinds: dict[KindName, Kind] = Field(
         default_factory=dict,
-        description="The kinds of entity, one table each; at least one. A name has 1 to 64 bytes "
-        "of UTF-8, no `#` and no control characters.",
-        json_schema_extra={"minProperties": 1},
+        description="The kinds of entity, one table each; there is at least one kind or quota. A "
+        "name has 1 to 64 bytes of UTF-8, no `#` and no control characters.",
     )
     quotas: dict[QuotaName, Quota] = Field(
         default_factory=dict,
-        description="The quotas, one table each. A name has 1 to 64 bytes of UTF-8, no `#` and no "
-        "control characters.",
+        description="The quotas, one table each; a deployment may have quotas alone, and no kinds. "
+        "A name has 1 to 64 bytes of UTF-8, no `#` and no control characters.",
     )
 
     def unhurried(self) -> Settings:

@@ -34,8 +34,8 @@ def _problems(limits: Mapping[str, object]) -> Iterator[str]:
         shown = json.dumps(name, ensure_ascii=False)
         for violation in limit_key_violations(_ANY_QUOTA, LimitKey.parse(name)):
             yield f"lists {shown}, whose {violation.field} {violation.description}"
-        if type(limit) is not int or not 1 <= limit <= MAX_LIMIT:
-            yield f"lists {shown} with a limit that is no whole number, 1 to {MAX_LIMIT}"
+        if type(limit) is not int or not 0 <= limit <= MAX_LIMIT:
+            yield f"the limit of {shown} must be a whole number, 0 to {MAX_LIMIT}"
 
 
 SubjectLimits: TypeAlias = Annotated[
@@ -45,9 +45,9 @@ SubjectLimits: TypeAlias = Annotated[
     WithJsonSchema(
         {
             "type": "object",
-            "additionalProperties": {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
+            "additionalProperties": {"type": "integer", "minimum": 0, "maximum": MAX_LIMIT},
             "propertyNames": {"minLength": 1},
         }
     ),
-    Form(f"table of whole numbers, 1 to {MAX_LIMIT}", dict),
+    Form(f"table of whole numbers, 0 to {MAX_LIMIT}", dict),
 ]

@@ -61,11 +61,11 @@ def parse_duration(value: object) -> float:
 
 
 def duration_text(seconds: float) -> str:
-    """Return the duration as people write it: ``60s`` and ``24h`` rather than ``1m`` and ``1d``."""
+    """Return the duration as people write it: ``60s``, ``1h`` and ``24h``, not ``1m`` or ``1d``."""
     milliseconds = round(seconds * 1_000)
-    for unit in ("d", "h", "m"):
+    for unit, least in (("d", 2), ("h", 1), ("m", 2)):
         count, rest = divmod(milliseconds, _MILLISECONDS[unit])
-        if count > 1 and not rest:
+        if count >= least and not rest:
             return f"{count}{unit}"
     count, rest = divmod(milliseconds, _MILLISECONDS["s"])
     return f"{milliseconds}ms" if rest else f"{count}s"

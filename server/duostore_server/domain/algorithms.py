@@ -15,14 +15,17 @@ from duostore_server.domain.counters import Begin, Counter, Lower, Raise
 from duostore_server.domain.quotas import AlgorithmName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
-    from duostore_server.domain.counters import Change, Debiting, Grant, HoldName
+    from duostore_server.domain.counters import Change, Debiting, Grant, HoldName, Lease
     from duostore_server.domain.quotas import Quota
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 # No level is as high.
 _ANY_LEVEL: Final = 10**30
+# No step is under way for longer, in ns; what is held against a subject by mistake is so until
+# its window is over.
+_LATE: Final = 5_000_000_000
 # The slot of a token bucket. Windows are in none so early.
 _BUCKET: Final = 0
 
@@ -123,7 +126,10 @@ class Algorithm(Protocol):
         ...
 
     def retry_time(self, counter: Counter | None, units: int, now: int) -> int | None:
-        """Return when units fit if nothing is debited until then; None if they never do."""
+        """Return when units fit if nothing is debited, and nothing expires, until then.
+
+        None if they never do.
+        """
         ...
 
 
@@ -233,10 +239,17 @@ class Windows:
             return None
         if self.room(counter, now) >= units:
             return now
-        slot = self._slot(counter, now) + self._length
-        while self._limit - self._before(counter, slot) < units:
-            slot += self._length
-        return slot
+        slot = self._slot(counter, now)
+        first = self._first(slot)
+        levels = {} if counter is None else counter.levels
+        used = sum(level for each, level in levels.items() if first <= each <= slot)
+        after = slot + self._length
+        for each in sorted(levels):
+            if used + units <= self._limit:
+                break
+            if first <= each <= slot:
+                used, after = used - levels[each], each + (self._past + 1) * self._length
+        return after
 
     def _slot(self, counter: Counter | None, now: int) -> int:
         slot = now - now % self._length
@@ -275,9 +288,10 @@ class TokenBucket:
         """``ahead`` is the longest time that a lease may be admitted from."""
         self._limit = limit
         self._ahead = ahead
-        # Rounded up: a bucket that fills the slower by less than a nanosecond a token.
-        self._token = -(-window // limit)
-        self._burst = limit * self._token
+        # Rounded up: a bucket that fills the slower by less than a nanosecond a token. With a
+        # limit of 0 a token is larger than the bucket.
+        self._token = -(-window // limit) if limit else window + 1
+        self._burst = max(limit * self._token, window)
 
     @property
     def limit(self) -> int:
@@ -350,23 +364,17 @@ class TokenBucket:
         return max(0, self._level(counter) - self._burst - now)
 
     def room(self, counter: Counter | None, now: int) -> int:
-        used = self.reset_time(counter, now) - now + self.held(counter)
+        used = self.reset_time(counter, now) - now
         return max(0, (self._burst - used) // self._token)
 
     def reset_time(self, counter: Counter | None, now: int) -> int:
-        return max(now, self._level(counter))
+        return max(now, self._level(counter)) + self.held(counter)
 
     def retry_time(self, counter: Counter | None, units: int, now: int) -> int | None:
-        if units > self._limit:
+        used = self.held(counter) + self.amount(units)
+        if used > self._burst:
             return None
-        amount, held, earliest = self.amount(units), self.held(counter), now
-        holds = {} if counter is None else counter.holds
-        for hold in sorted(holds, key=lambda each: each.until):
-            if held + amount <= self._burst:
-                break
-            if hold.slot == _BUCKET:
-                held, earliest = held - holds[hold], max(earliest, hold.until)
-        return max(earliest, self._level(counter) + held + amount - self._burst)
+        return max(now, self._level(counter) + used - self._burst)
 
     def _beyond(
         self, counter: Counter | None, grant: Grant, used: int, now: int
@@ -407,18 +415,22 @@ def algorithm_of(quota: Quota, limit: int) -> Algorithm:
             return TokenBucket(limit, window=window, ahead=ahead)
 
 
-def hopeful(counter: Counter, now: int, *, worker: str, keep_expired: bool) -> Counter:
-    """Return the counter as if all were given back that may be: it never has more room.
+def hopeful(counter: Counter, seen: int, *, kept: Collection[Lease], keep_expired: bool) -> Counter:
+    """Return the counter as if all were given back that may be: it never has less room.
 
     That is what reservations hold, expired ones of windows too if ``keep_expired``, and what
-    was leased to other workers than this one.
+    was leased, but for the leases of which the asking process knows that they were not given
+    back (``kept``). ``seen`` is when the counter was seen: what was not over by then may have
+    been given back since.
     """
     levels = dict(counter.levels)
-    for name, lease in counter.leases.items():
-        if name != worker and lease.until > now:
+    for lease in counter.leases.values():
+        if lease.until > seen and lease not in kept:
             levels[counter.epoch] = levels.get(counter.epoch, 0) - lease.amount
     for hold, amount in counter.holds.items():
-        if hold.slot != _BUCKET and hold.slot in levels and (keep_expired or hold.until > now):
+        # Sent in time, a settlement may be done a little later.
+        may_come = keep_expired or hold.until + _LATE > seen
+        if hold.slot != _BUCKET and hold.slot in levels and may_come:
             levels[hold.slot] -= amount
     return Counter(counter.epoch, levels)
 

@@ -133,11 +133,13 @@ class Step:
 class Stepped:
     """What came of a step: the counter after it or, if it was not ``done``, as it stood.
 
-    ``counter`` is None if there is none, or, of a step that was recorded, not known.
+    ``counter`` is None if there is none. It is not ``exact`` if others may have changed it
+    between the step and this answer: the first one to the step was lost.
     """
 
     done: bool
     counter: Counter | None
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +159,15 @@ class Settlement:
 class Grant:
     """What was debited under a name: of a reservation, or of a call with an idempotency key.
 
-    ``id`` is unique in the tenant. ``amount`` was debited in ``slot``, or is held: ``hold`` is
-    set of a reservation, which can be settled before ``expire_time``. It is remembered
-    until ``forget_time``, or longer. ``request_hash`` is the SHA-256 of what was asked for,
-    or empty.
+    ``id`` is unique in the tenant, and ``nonce`` new with each grant. ``amount`` was debited
+    in ``slot``, or is held: ``hold`` is set of a reservation, which can be settled before
+    ``expire_time``. It is remembered until ``forget_time``, or longer. ``request_hash`` is
+    the SHA-256 of what was asked for, or empty.
     """
 
     counter: CounterKey
     id: str
+    nonce: str
     request_hash: bytes
     cost: int
     slot: int

@@ -292,10 +292,13 @@ class Counters(Protocol):
         """
         ...
 
-    def record(self, grant: Grant, step: Step, now: int, deadline: Deadline) -> GrantStepped:
+    def record(
+        self, grant: Grant, step: Step, now: int, deadline: Deadline, instead: Grant | None = None
+    ) -> GrantStepped:
         """Do a step of the grant's counter, and put the grant; both or neither, and once.
 
-        Not if a grant of that id is there and has not been forgotten by ``now``.
+        Not if a grant of that id is there that has not been forgotten by ``now``, unless it
+        is ``instead``, just as it was found.
         """
         ...
 

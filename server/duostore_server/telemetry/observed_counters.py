@@ -51,9 +51,11 @@ class ObservedCounters:
                 call.outcome = "conflict"
             return stepped
 
-    def record(self, grant: Grant, step: Step, now: int, deadline: Deadline) -> GrantStepped:
+    def record(
+        self, grant: Grant, step: Step, now: int, deadline: Deadline, instead: Grant | None = None
+    ) -> GrantStepped:
         with self._record() as call:
-            stepped = self._delegate.record(grant, step, now, deadline)
+            stepped = self._delegate.record(grant, step, now, deadline, instead)
             if not stepped.done:
                 call.outcome = "conflict"
             return stepped

@@ -155,7 +155,7 @@ def _readable(rows: Rows) -> Iterator[tuple[tuple[str, str], int]]:
 
 def _limit(name: str, value: str) -> int | None:
     """Return the limit that a row sets, or None if it cannot be read."""
-    if not _WHOLE_NUMBER.fullmatch(value) or not 1 <= int(value) <= MAX_LIMIT:
+    if not _WHOLE_NUMBER.fullmatch(value) or int(value) > MAX_LIMIT:
         return None
     return None if any(limit_key_violations(*_parsed(name))) else int(value)
 

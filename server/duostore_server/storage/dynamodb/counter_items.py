@@ -44,6 +44,7 @@ _HOLD: Final = "hold_"
 
 _QUOTA: Final = "quota"
 _SUBJECT: Final = "subject"
+NONCE: Final = "nonce"
 _REQUEST_HASH: Final = "request_hash"
 _COST: Final = "cost"
 _SLOT: Final = "slot"
@@ -112,6 +113,7 @@ def encode_grant(grant: Grant) -> Item:
     """Return the item that holds a grant which is not settled."""
     item: Item = {
         "pk": {"S": grant_pk(grant.counter.tenant, grant.id)},
+        NONCE: {"S": grant.nonce},
         _QUOTA: {"S": grant.counter.quota},
         _SUBJECT: {"S": grant.counter.subject},
         _COST: number(grant.cost),
@@ -149,6 +151,7 @@ def decode_grant(item: Mapping[str, Any]) -> Grant:
     return Grant(
         counter=CounterKey(tenant, attribute(item, _QUOTA, "S"), attribute(item, _SUBJECT, "S")),
         id=id_,
+        nonce=attribute(item, NONCE, "S"),
         request_hash=attribute(item, _REQUEST_HASH, "B") if _REQUEST_HASH in item else b"",
         cost=_integer(item, _COST),
         slot=_integer(item, _SLOT),

@@ -124,10 +124,15 @@ def _holds(made: _Update, step: Step) -> None:
 
 def _held(made: _Update, step: Step, most: int) -> None:
     """Require that no more is held together, and keep count of it."""
-    name = made.name(HELD)
-    made.require(f"(attribute_not_exists({name}) OR {name} <= {made.number(most)})")
     more = 0 if step.hold is None else step.hold[1]
     less = sum(each[1] for each in (step.unhold, step.release) if each is not None)
+    change = step.change
+    if isinstance(change, Begin) and change.after != change.slot:
+        # It was no bucket before, or is new: whatever was held is not.
+        made.assign(HELD, made.number(more))
+        return
+    name = made.name(HELD)
+    made.require(f"(attribute_not_exists({name}) OR {name} <= {made.number(most)})")
     if more > less:
         held = f"if_not_exists({name}, {made.number(0)})"
         made.assign(HELD, f"{held} + {made.number(more - less)}")

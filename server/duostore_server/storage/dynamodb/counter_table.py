@@ -14,6 +14,7 @@ from duostore_server.storage.dynamodb.batch_get import get_items
 from duostore_server.storage.dynamodb.counter_items import (
     COMMITTED,
     FORGET_TIME,
+    NONCE,
     decode_counter,
     decode_grant,
     encode_grant,
@@ -104,16 +105,25 @@ class CounterTable:
                 return self._not_done(step, error)
         return Stepped(done=True, counter=self.counter(response["Attributes"]))
 
-    def record(self, grant: Grant, step: Step, now: int) -> GrantStepped | InConflict:
+    def record(
+        self, grant: Grant, step: Step, now: int, instead: Grant | None
+    ) -> GrantStepped | InConflict:
         """Do a step and put a grant; both or neither. Raises as ``apply``."""
+        condition = "attribute_not_exists(pk) OR #forget_time <= :now"
+        used, values = names(FORGET_TIME), {":now": number(now)}
+        if instead is not None:
+            settled = "attribute_exists" if instead.settlement else "attribute_not_exists"
+            condition += f" OR (#{NONCE} = :{NONCE} AND {settled}(#{COMMITTED}))"
+            used |= names(NONCE, COMMITTED)
+            values[f":{NONCE}"] = {"S": instead.nonce}
         actions: list[TransactWriteItemTypeDef] = [
             {
                 "Put": {
                     "TableName": self._table,
                     "Item": encode_grant(grant),
-                    "ConditionExpression": "attribute_not_exists(pk) OR #forget_time <= :now",
-                    "ExpressionAttributeNames": names(FORGET_TIME),
-                    "ExpressionAttributeValues": {":now": number(now)},
+                    "ConditionExpression": condition,
+                    "ExpressionAttributeNames": used,
+                    "ExpressionAttributeValues": values,
                     "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
                 }
             },
@@ -169,13 +179,11 @@ class CounterTable:
             "TableName": self._table,
             "Key": {"pk": {"S": grant_pk(grant.counter.tenant, grant.id)}},
             "UpdateExpression": f"SET {assigned}",
-            # A forgotten grant may have been followed by another one of its id.
-            "ConditionExpression": (
-                f"#{FORGET_TIME} = :{FORGET_TIME} AND attribute_not_exists(#{COMMITTED})"
-            ),
-            "ExpressionAttributeNames": names(FORGET_TIME, *settled),
+            # It may have been followed by another one of its id.
+            "ConditionExpression": (f"#{NONCE} = :{NONCE} AND attribute_not_exists(#{COMMITTED})"),
+            "ExpressionAttributeNames": names(NONCE, *settled),
             "ExpressionAttributeValues": {
-                f":{FORGET_TIME}": number(grant.forget_time),
+                f":{NONCE}": {"S": grant.nonce},
                 **{f":{name}": value for name, value in settled.items()},
             },
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
@@ -192,7 +200,8 @@ class CounterTable:
         if counter is not None and step.lease is not None:
             worker, lease = step.lease
             # If it is there, an earlier attempt was applied, and its reply was lost.
-            return Stepped(counter.leases.get(worker) == lease, counter)
+            known = counter.leases.get(worker) == lease
+            return Stepped(done=known, counter=counter, exact=not known)
         return Stepped(done=False, counter=counter)
 
     def _decoded(

@@ -86,8 +86,11 @@ class DynamoCounters:
             raise StoreOverloadedError(Store.DYNAMODB)
         return done
 
-    def record(self, grant: Grant, step: Step, now: int, deadline: Deadline) -> GrantStepped:
-        return _told(self._persist(partial(self._table.record, grant, step, now), deadline))
+    def record(
+        self, grant: Grant, step: Step, now: int, deadline: Deadline, instead: Grant | None = None
+    ) -> GrantStepped:
+        record = partial(self._table.record, grant, step, now, instead)
+        return _told(self._persist(record, deadline))
 
     def find(self, tenant: str, id_: str, deadline: Deadline) -> Grant | None:
         pk = grant_pk(tenant, id_)

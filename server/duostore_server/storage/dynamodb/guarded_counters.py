@@ -38,9 +38,11 @@ class GuardedCounters:
         with self._guard.watched():
             return self._delegate.apply(key, step, deadline)
 
-    def record(self, grant: Grant, step: Step, now: int, deadline: Deadline) -> GrantStepped:
+    def record(
+        self, grant: Grant, step: Step, now: int, deadline: Deadline, instead: Grant | None = None
+    ) -> GrantStepped:
         with self._guard.watched():
-            return self._delegate.record(grant, step, now, deadline)
+            return self._delegate.record(grant, step, now, deadline, instead)
 
     def find(self, tenant: str, id_: str, deadline: Deadline) -> Grant | None:
         with self._guard.watched():
