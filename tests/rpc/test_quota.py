@@ -464,7 +464,7 @@ def test_the_command_line_and_the_service_mean_the_same(
     assert reserved.exit_code == 0
     assert duostore(*command, "--cost", "5").exit_code == 4
     reservation = json.loads(reserved.stdout)["reservation"]
-    settled = duostore("settle", reservation, "--cost", "12", "--target", api.target)
+    settled = duostore("settle", reservation, "--cost", "12", "--json", "--target", api.target)
     assert (settled.exit_code, json.loads(settled.stdout)["committed"]) == (4, 6)
     assert duostore("settle", reservation, "--release", "--target", api.target).exit_code == 1
     allowed = duostore(*command, "--cost", "4")

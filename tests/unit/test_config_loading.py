@@ -612,7 +612,10 @@ def test_serve_needs_more_than_dev(tmp_path: Path) -> None:
 
 
 def test_the_embedded_default_replaces_the_stores_and_nothing_else(tmp_path: Path) -> None:
-    text = "[aurora]\ndsn = 'host=db'\npooler = true\n[dynamodb]\ntable_prefix = 'x_'\n" + NOTE
+    text = (
+        "[aurora]\ndsn = 'host=db'\npooler = true\n"
+        "[dynamodb]\ntable_prefix = 'x_'\nregion = 'local'\n" + NOTE
+    )
     loaded = settings(text, tmp_path)
     embedded = loaded.embedded(dsn=DSN, endpoint_url="http://127.0.0.1:8000")
 
@@ -620,7 +623,7 @@ def test_the_embedded_default_replaces_the_stores_and_nothing_else(tmp_path: Pat
     assert embedded.aurora.dsn.get_secret_value() == DSN
     assert (embedded.aurora.pooler, embedded.cache.backend) == (False, "memory")
     assert embedded.dynamodb.endpoint_url == "http://127.0.0.1:8000"
-    assert embedded.dynamodb.table_prefix == "x_"
+    assert (embedded.dynamodb.table_prefix, embedded.dynamodb.region) == ("x_", "us-east-1")
     assert (embedded.server, embedded.kinds) == (loaded.server, loaded.kinds)
     assert SECRET not in repr(embedded) + describe(embedded)
     assert loaded.cache.backend == "memcached"

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,6 +44,17 @@ Caller = Annotated[
     ),
 ]
 
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Reach the PostgreSQL of the `duostore dev` that runs with this folder, whatever the "
+        "configuration names. That of `make run` is .duostore.",
+        show_default=False,
+    ),
+]
+
 
 def _set(
     quota: Quota,
@@ -60,6 +72,7 @@ def _set(
     tenant: Tenant = None,
     caller: Caller = None,
     config: ConfigFile = DEFAULT_CONFIG,
+    data: Data = None,
 ) -> None:
     """Set the limit of a subject, for as long as it is not unset. Safe to repeat.
 
@@ -68,10 +81,14 @@ def _set(
 
     A limit of 0 blocks the subject: all that it asks for is denied.
 
-    Example: duostore limit set api_calls alice 5000 --tenant acme
+    Examples: duostore limit set api_calls alice 5000 --tenant acme
+
+    Of the demo: duostore limit set api_calls alice 5000 --config examples/proposals/duostore.toml
+    --data .duostore
 
     Exit codes, here and for unset and list: 0 done; 1 nothing was set, or the schema of Aurora is
-    not migrated; 2 bad input, such as a quota that is not configured; 3 Aurora is unavailable.
+    not migrated; 2 bad input, such as a quota that is not configured; 3 Aurora, or the
+    PostgreSQL of --data, is unavailable.
     """
     from duostore_server.cli import limits
 
@@ -82,6 +99,7 @@ def _set(
             _key(subject, tenant),
             limit,
             caller=limits.login() if caller is None else utf8(caller, "--caller"),
+            data=data,
         )
     )
 
@@ -92,6 +110,7 @@ def _unset(
     *,
     tenant: Tenant = None,
     config: ConfigFile = DEFAULT_CONFIG,
+    data: Data = None,
 ) -> None:
     """Forget the limit that was set for a subject, also of a quota that is no longer configured.
 
@@ -105,6 +124,7 @@ def _unset(
             settings_of(config, process="limit"),
             utf8(quota, "QUOTA"),
             _key(subject, tenant),
+            data=data,
         )
     )
 
@@ -113,6 +133,7 @@ def _list(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
     config: ConfigFile = DEFAULT_CONFIG,
+    data: Data = None,
 ) -> None:
     """Print all limits that are set at run time, who set them and when.
 
@@ -120,7 +141,8 @@ def _list(
     """
     from duostore_server.cli import limits
 
-    raise typer.Exit(limits.list_(settings_of(config, process="limit"), as_json=as_json))
+    settings = settings_of(config, process="limit")
+    raise typer.Exit(limits.list_(settings, as_json=as_json, data=data))
 
 
 def _key(subject: str, tenant: str | None) -> LimitKey:

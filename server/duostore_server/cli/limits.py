@@ -16,11 +16,14 @@ from duostore_server.config.values import duration_text
 from duostore_server.domain.errors import StoreError
 from duostore_server.domain.limits import limit_key_violations, most_units
 from duostore_server.domain.quotas import AlgorithmName
+from duostore_server.embedded.postgres_address import running_dsn
+from duostore_server.embedded.process import EmbeddedStoreError
 from duostore_server.storage.aurora.limits import list_limits, set_limit, unset_limit
 from duostore_server.storage.aurora.migrate import MigrationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from duostore_server.config import Settings
     from duostore_server.domain.limits import LimitKey
@@ -41,8 +44,19 @@ def login() -> str:
         return ""
 
 
-def set_(settings: Settings, quota: str, key: LimitKey, limit: int, *, caller: str) -> int:
-    """Set a limit, say what is in force, and return the exit code."""
+def set_(
+    settings: Settings,
+    quota: str,
+    key: LimitKey,
+    limit: int,
+    *,
+    caller: str,
+    data: Path | None = None,
+) -> int:
+    """Set a limit, say what is in force, and return the exit code.
+
+    ``data``, here and below, is the folder of a deployment of `duostore dev` that runs.
+    """
     _check(quota, key)
     configured = settings.quotas.get(quota)
     if configured is None:
@@ -54,16 +68,16 @@ def set_(settings: Settings, quota: str, key: LimitKey, limit: int, *, caller: s
     if len(caller) > _MAX_CALLER or not caller.isprintable():
         fail(f"--caller: may hold up to {_MAX_CALLER} characters that can be printed")
     with _explained():
-        set_limit(_dsn(settings), quota, key, limit, caller=caller)
+        set_limit(_dsn(settings, data), quota, key, limit, caller=caller)
     typer.echo(f"{quota}, {_whom(key)}: {limit} in {duration_text(configured.window)}, {_SOON}")
     return 0
 
 
-def unset(settings: Settings, quota: str, key: LimitKey) -> int:
+def unset(settings: Settings, quota: str, key: LimitKey, *, data: Path | None = None) -> int:
     """Forget a limit, say whether there was one, and return the exit code."""
     _check(quota, key)
     with _explained():
-        done = unset_limit(_dsn(settings), quota, key)
+        done = unset_limit(_dsn(settings, data), quota, key)
     if not done:
         typer.echo(
             f"{quota}, {_whom(key)}: no limit is set. `duostore limit list` shows those that are.",
@@ -74,10 +88,10 @@ def unset(settings: Settings, quota: str, key: LimitKey) -> int:
     return 0
 
 
-def list_(settings: Settings, *, as_json: bool) -> int:
+def list_(settings: Settings, *, as_json: bool, data: Path | None = None) -> int:
     """Print all limits that are set, and return the exit code."""
     with _explained():
-        limits = list_limits(_dsn(settings))
+        limits = list_limits(_dsn(settings, data))
     if as_json:
         shown = [_shown(limit, settings) for limit in limits]
         typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
@@ -101,11 +115,18 @@ def _not_configured(quota: str, settings: Settings) -> str:
     return f"{quota!r} is not a configured quota; {hint and f'{hint} '}{known}"
 
 
-def _dsn(settings: Settings) -> str:
+def _dsn(settings: Settings, data: Path | None) -> str:
+    if data is not None:
+        try:
+            # Where `duostore dev` keeps it.
+            return running_dsn(data / "postgres")
+        except EmbeddedStoreError as error:
+            hint = "--data names the folder of a `duostore dev` that is running"
+            fail(f"{error}; {hint}", _UNAVAILABLE)
     if settings.aurora.dsn is None:
         fail(
             "aurora.dsn: is required: how to reach the writer, whose table duostore.control holds "
-            "the limits. Set DUOSTORE__AURORA__DSN"
+            "the limits. Set DUOSTORE__AURORA__DSN; to reach that of `duostore dev`, give --data"
         )
     return settings.aurora.dsn.get_secret_value()
 

@@ -357,9 +357,9 @@ class Settings(Section):
     def embedded(self, *, dsn: str, endpoint_url: str) -> Settings:
         """Return the same settings on the stores of the embedded default, whatever they named."""
         aurora = self.aurora.model_copy(update={"dsn": SecretStr(dsn), "pooler": False})
-        # The emulator has no statements with several parameters.
+        # The emulator has no statements with several parameters, and no region that AWS has not.
         dynamodb = self.dynamodb.model_copy(
-            update={"endpoint_url": endpoint_url, "statements": False}
+            update={"endpoint_url": endpoint_url, "statements": False, "region": "us-east-1"}
         )
         cache = self.cache.model_copy(update={"backend": "memory"})
         return self.model_copy(update={"aurora": aurora, "dynamodb": dynamodb, "cache": cache})

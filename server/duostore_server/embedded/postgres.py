@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, Self
 
 from duostore_server.embedded import postgres_folder as folder
+from duostore_server.embedded.postgres_address import conninfo, ready_postmaster
 from duostore_server.embedded.postgres_install import environment, installed, private_temp_dir
 from duostore_server.embedded.process import Command, EmbeddedStoreError, ServerProcess
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 10.0
-_STATUS_LINE: Final = 7
 
 
 class EmbeddedPostgres:
@@ -124,7 +124,7 @@ class EmbeddedPostgres:
                 "port": str(self._port),
                 "password": folder.password(self._data_dir),
             }
-        return " ".join(f"{name}={_quoted(value)}" for name, value in values.items())
+        return conninfo(**values)
 
     def __enter__(self) -> Self:
         self.start()
@@ -186,17 +186,5 @@ class EmbeddedPostgres:
         return server
 
     def _is_ready(self, pid: int) -> bool:
-        try:
-            lines = (self._data_dir / "postmaster.pid").read_text().splitlines()
-        except FileNotFoundError:
-            return False
-        return (
-            len(lines) > _STATUS_LINE
-            and lines[0] == str(pid)
-            and lines[_STATUS_LINE].strip() == "ready"
-        )
-
-
-def _quoted(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+        found = ready_postmaster(self._data_dir)
+        return found is not None and found.pid == pid
