@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from duostore_server.domain.counters import (
+    BUCKET_SLOT,
     Begin,
     Counter,
     GrantStepped,
@@ -172,6 +173,8 @@ CONDITIONS: list[tuple[Step, bool]] = [
     (Step(Lower(SLOT, 5, 3)), True),
     (Step(Lower(SLOT, 6, 3)), False),
     (Step(Lower(SLOT, 5, 2)), False),
+    (Step(Lower(SLOT, 5, 3, most=5)), True),
+    (Step(Lower(SLOT, 5, 3, most=4)), False),
     (Step(Lower(SLOT + 1, 1, 3)), False),
     (Step(Raise(SLOT, 1, 5), lease=LEASED), False),
     (Step(Raise(SLOT, 1, 5), lease=(WORKER, replace(LEASE, nonce="nonce_2"))), True),
@@ -409,37 +412,43 @@ def test_a_step_keeps_the_counter_until_a_day_after_it_matters(engine: Engine) -
     assert seconds(engine.item()) == int(NOW.timestamp()) + 25 * 3600
 
 
-def test_what_is_held_together_is_kept_count_of(engine: Engine) -> None:
-    later = replace(HOLD, until=HOLD.until + 1)
-    engine.apply(begun(held=0, hold=(HOLD, 5)))
-    assert not engine.apply(raised(held=4, hold=(later, 3))).done
-    engine.done(raised(held=5, hold=(later, 3)))
-    assert not engine.apply(raised(held=7)).done
-    engine.done(raised(held=8))
-    engine.done(Step(None, held=ANY, unhold=(HOLD, 2)))
-    assert not engine.apply(raised(held=5)).done
-    engine.done(Step(None, held=ANY, release=(later, 3)))
-    counter = engine.done(raised(held=3))
-    assert counter.holds == {HOLD: 3}
-    engine.done(Step(Raise(SLOT, 1, 100), held=3, hold=(later, 4), unhold=(HOLD, 3)))
-    assert not engine.apply(raised(held=3)).done
-    engine.done(raised(held=4))
+def test_what_a_bucket_holds_is_kept_count_of(engine: Engine) -> None:
+    held, later = HoldName(BUCKET_SLOT, 7), HoldName(BUCKET_SLOT, 8)
+    engine.apply(begun(slot=BUCKET_SLOT, held=0, hold=(held, 5)))
+
+    def raised_if(most: int, **parts: Any) -> bool:
+        return engine.apply(raised(slot=BUCKET_SLOT, held=most, **parts)).done
+
+    assert not raised_if(4, hold=(later, 3))
+    assert raised_if(5, hold=(later, 3))
+    assert not raised_if(7)
+    assert raised_if(8)
+    engine.done(Step(None, held=ANY, unhold=(held, 2)))
+    assert not raised_if(5)
+    # Be it of no bucket at the time, and not asked for.
+    engine.done(Step(None, release=(later, 3)))
+    assert not raised_if(2)
+    assert raised_if(3)
+    assert raised_if(3, hold=(later, 4), unhold=(held, 3))
+    assert not raised_if(3)
+    assert raised_if(4)
 
 
-def test_what_was_held_of_another_algorithm_is_forgotten(engine: Engine) -> None:
-    engine.apply(begun(held=0, hold=(HOLD, 5)))
-    engine.done(Step(Begin(SLOT + 1, 1, SLOT, ANY), held=0, hold=(HOLD, 2)))
-    assert not engine.apply(raised(held=1, slot=SLOT + 1)).done
-    engine.done(raised(held=2, slot=SLOT + 1))
-    engine.done(Step(Begin(SLOT + 2, 1, SLOT + 1, ANY), held=0))
-    engine.done(raised(held=0, slot=SLOT + 2))
-
-
-def test_what_was_held_before_it_was_kept_count_of_may_go(engine: Engine) -> None:
+def test_what_windows_hold_is_not_counted_with_it(engine: Engine) -> None:
     engine.apply(begun(hold=(HOLD, 5)))
-    counter = engine.done(Step(None, held=ANY, unhold=(HOLD, 2)))
-    assert counter.holds == {HOLD: 3}
     engine.done(raised(held=0))
+    engine.done(Step(None, held=ANY, unhold=(HOLD, 2)))
+    engine.done(raised(held=0))
+
+
+def test_what_a_bucket_held_before_it_was_something_else_is_forgotten(engine: Engine) -> None:
+    held = HoldName(BUCKET_SLOT, 7)
+    engine.apply(begun(slot=BUCKET_SLOT, held=0, hold=(held, 5)))
+    engine.done(Step(Begin(SLOT, 1, BUCKET_SLOT, ANY), forget=(held,)))
+    begin = Begin(BUCKET_SLOT, 1, SLOT, ANY)
+    engine.done(Step(begin, held=0, hold=(held, 2)))
+    assert not engine.apply(raised(slot=BUCKET_SLOT, held=1)).done
+    engine.done(raised(slot=BUCKET_SLOT, held=2))
 
 
 GRANTS = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from duostore_server.domain.counters import Begin, Counter, HoldName, Lower, Raise
+from duostore_server.domain.counters import BUCKET_SLOT, Begin, Counter, HoldName, Lower, Raise
 
 if TYPE_CHECKING:
     from duostore_server.domain.counters import Lease, Step
@@ -48,7 +48,8 @@ def _leases(counter: Counter, step: Step) -> dict[str, Lease] | None:
 
 def _holds(counter: Counter, step: Step) -> dict[HoldName, int] | None:
     holds = dict(counter.holds)
-    if step.held is not None and sum(holds.values()) > step.held:
+    held = sum(amount for hold, amount in holds.items() if hold.slot == BUCKET_SLOT)
+    if step.held is not None and held > step.held:
         return None
     if step.hold is not None:
         hold, amount = step.hold
@@ -103,6 +104,7 @@ def _may_sink(counter: Counter, change: Lower) -> bool:
         change.slot in counter.levels
         and counter.level(change.slot) >= change.amount
         and change.refunded in {None, counter.refunded}
+        and (change.most is None or counter.level(change.slot) <= change.most)
     )
 
 

@@ -200,6 +200,15 @@ class Play:
             if lower is None or self._apply(worker, Step(lower, ended=(worker, held.lease))):
                 return
 
+    def give_back_late(self, worker: str, _units: int) -> None:
+        """Send what is left of a slice on a way that takes its time."""
+        held = self._slices.pop(worker, None)
+        if held is None or self.counter is None or self.clock(worker) >= held.lease.until:
+            return
+        lower = self.algorithm.refund(self.counter, held.debit, held.left, self.clock(worker))
+        step = Step(lower, ended=(worker, held.lease))
+        self._under_way.append(lambda: self._apply(worker, step))
+
     def reserve(self, worker: str, units: int) -> None:
         """Debit units, or hold them, to be settled later."""
         expire_time = self.clock(worker) + EXPIRES_AFTER

@@ -56,7 +56,7 @@ Act: TypeAlias = "tuple[str, str, int, int]"
 
 ALONE = ("consume", "exhaust", "look", "reserve", "settle", "settle_newest", "expire")
 LEASES = ("lease", "admit", "admit", "give_back")
-LATE = ("consume_late", "arrive", "settle_late")
+LATE = ("consume_late", "arrive", "settle_late", "give_back_late")
 
 
 def acts(*kinds: str) -> st.SearchStrategy[list[Act]]:
@@ -309,7 +309,21 @@ def test_what_was_given_back_before_is_not_given_back_as_if_it_had_not_filled() 
     counter = applied(counter, Step(twelve.refund(counter, debit, 5, NOON)))
     assert counter is not None
     # Of the seven, whose time began at once by now, six have filled again.
-    assert twelve.refund(counter, later, 7, NOON + 6) == Lower(0, 1, refunded=5)
+    assert twelve.refund(counter, later, 7, NOON + 6) == Lower(
+        0, 1, refunded=5, most=counter.level(0)
+    )
+
+
+def test_a_refund_of_a_bucket_that_is_late_gives_back_nothing_that_has_filled() -> None:
+    """It would move what was debited meanwhile to before it was admitted."""
+    twenty = TokenBucket(20, window=20, ahead=1)
+    change = twenty.change(None, 10, NOON, ahead=1)
+    counter = applied(None, Step(change))
+    assert change is not None
+    assert counter is not None
+    lower = twenty.refund(counter, twenty.done(10, change, counter), 10, NOON)
+    counter = applied(counter, Step(twenty.change(counter, 5, NOON + 8)))
+    assert applied(counter, Step(lower)) is None
 
 
 def test_refunds_of_a_bucket_see_each_other() -> None:

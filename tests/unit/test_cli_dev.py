@@ -62,3 +62,11 @@ def test_the_greeting_names_the_program_so(tmp_path: Path) -> None:
     config.write_text("[kinds.proposal]\n")
     lines = greeting(load(config, {}), tmp_path / "data", ".venv/bin/duostore")
     assert "  .venv/bin/duostore get proposal 1 --target 127.0.0.1:50051" in lines
+
+
+def test_of_quotas_alone_the_greeting_tries_one(tmp_path: Path) -> None:
+    config = tmp_path / "duostore.toml"
+    config.write_text("[quotas.'api calls']\nlimit = 5\nwindow = '1m'\n")
+    lines = greeting(load(config, {}), tmp_path / "data", "duostore")
+    assert "  duostore quota 'api calls' alice --target 127.0.0.1:50051" in lines
+    assert any("duostore.v1.DataAccess/Quota" in line for line in lines)

@@ -462,6 +462,14 @@ class TestOutages:
         assert (answer.remaining, answer.reset_time, answer.reservation) == (0, None, "")
         assert worker.outcomes == ["unchecked"]
 
+    def test_who_is_blocked_is_not_allowed_then_either(self) -> None:
+        world = World(quota(10, allow_on_outage=True, overrides={"alice": 0}))
+        worker = world.worker("w")
+        world.database.reachable = False
+        with pytest.raises(StoreUnavailableError):
+            worker.ask()
+        assert worker.ask(subject="bob").unchecked
+
     def test_what_is_used_up_is_denied_all_the_same(self) -> None:
         world = World(quota(10, allow_on_outage=True))
         worker = world.worker("w")

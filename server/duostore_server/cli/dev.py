@@ -51,27 +51,40 @@ def greeting(settings: Settings, data: Path, duostore: str) -> list[str]:
     ``duostore`` is what this program is called there.
     """
     address = str(settings.server.address)
-    kind, policy = next(iter(settings.kinds.items()))
-    schema = policy.document_schema
-    document = (schema.example if schema else None) or {"hello": "world"}
-    key = {"kind": kind, "id": "1"}
-    save = _grpcurl(address, "Save", {"key": key, "data": document})
-    get = _grpcurl(address, "Get", {"key": key})
     lines = [
         f"Duostore answers on {address}.",
         f"Kept between runs: PostgreSQL, in {data / 'postgres'}.",
         "Not kept: DynamoDB (emulated) and the cache. What is at home in PostgreSQL fills them",
         "again; snapshots, and kinds at home in DynamoDB, are gone when this ends.",
         "",
-        "Save something and read it back:",
-        f"  {save}",
-        f"  {get}",
-        "or, without grpcurl:",
-        f"  {duostore} get {shlex.quote(kind)} 1 --target {address}",
+        *_to_try(settings, address, duostore),
     ]
     if settings.metrics.address is not None:
         lines += ["", f"Metrics: http://{settings.metrics.address}/metrics"]
     return [*lines, "Stop it with Ctrl-C."]
+
+
+def _to_try(settings: Settings, address: str, duostore: str) -> list[str]:
+    """Return what to do with the first kind or, if there is none, with the first quota."""
+    if not settings.kinds:
+        quota = next(iter(settings.quotas))
+        return [
+            "Use a quota:",
+            f"  {_grpcurl(address, 'Quota', {'quota': quota, 'subject': 'alice'})}",
+            "or, without grpcurl:",
+            f"  {duostore} quota {shlex.quote(quota)} alice --target {address}",
+        ]
+    kind, policy = next(iter(settings.kinds.items()))
+    schema = policy.document_schema
+    document = (schema.example if schema else None) or {"hello": "world"}
+    key = {"kind": kind, "id": "1"}
+    return [
+        "Save something and read it back:",
+        f"  {_grpcurl(address, 'Save', {'key': key, 'data': document})}",
+        f"  {_grpcurl(address, 'Get', {'key': key})}",
+        "or, without grpcurl:",
+        f"  {duostore} get {shlex.quote(kind)} 1 --target {address}",
+    ]
 
 
 def _grpcurl(address: str, method: str, request: dict[str, object]) -> str:

@@ -81,10 +81,10 @@ def _set(
 
     A limit of 0 blocks the subject: all that it asks for is denied.
 
-    Examples: duostore limit set api_calls alice 5000 --tenant acme
+    Example: duostore limit set api_calls alice 5000 --tenant acme
 
-    Of the demo: duostore limit set api_calls alice 5000 --config examples/proposals/duostore.toml
-    --data .duostore
+    While `make run` runs: duostore limit set api_calls alice 5000 --config
+    examples/proposals/duostore.toml --data .duostore
 
     Exit codes, here and for unset and list: 0 done; 1 nothing was set, or the schema of Aurora is
     not migrated; 2 bad input, such as a quota that is not configured; 3 Aurora, or the

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-from duostore_server.domain.counters import Begin, Counter, Lower, Raise
+from duostore_server.domain.counters import BUCKET_SLOT, Begin, Counter, Lower, Raise
 from duostore_server.domain.quotas import AlgorithmName
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ _ANY_LEVEL: Final = 10**30
 # No step is under way for longer, in ns; what is held against a subject by mistake is so until
 # its window is over.
 _LATE: Final = 5_000_000_000
-# The slot of a token bucket. Windows are in none so early.
-_BUCKET: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,15 +306,18 @@ class TokenBucket:
         return self._raise(counter, amount, most, now + ahead)
 
     def done(self, units: int, change: Debiting, after: Counter) -> Debit:  # noqa: ARG002 - there is one level
-        return Debit(_BUCKET, self.amount(units), self._level(after), after.refunded)
+        return Debit(BUCKET_SLOT, self.amount(units), self._level(after), after.refunded)
 
     def refund(self, counter: Counter, debit: Debit, units: int, now: int) -> Lower | None:
         # What was given back since moved the debit's span to an earlier time, at most by that.
         end = debit.end - (counter.refunded - debit.refunded)
         # The spans of all later debits move as well. What was admitted of them was so by now;
-        # what is leased may be later, and has its span from then on.
+        # what is leased may be later, and has its span from then on. Of what is debited while
+        # this is under way neither is sure: there must not be any.
         amount = min(units * self._token, debit.amount, end - now - self._ahead)
-        return Lower(_BUCKET, amount, counter.refunded) if amount > 0 else None
+        if amount <= 0:
+            return None
+        return Lower(BUCKET_SLOT, amount, counter.refunded, most=self._level(counter))
 
     def reserve(self, counter: Counter | None, units: int, now: int) -> Debiting | None:
         most = now + self._burst - self.held(counter) - self.amount(units)
@@ -345,20 +346,20 @@ class TokenBucket:
         level, left = self._level(counter), dict(counter.holds)
         for hold in sorted(holds, key=lambda each: each.until):
             amount = left.pop(hold)
-            if hold.slot == _BUCKET and not release:
+            if hold.slot == BUCKET_SLOT and not release:
                 level = max(level, hold.until) + amount
-        return replace(counter, epoch=_BUCKET, levels={_BUCKET: level}, holds=left)
+        return replace(counter, epoch=BUCKET_SLOT, levels={BUCKET_SLOT: level}, holds=left)
 
     def held(self, counter: Counter | None) -> int:
         if counter is None:
             return 0
-        return sum(amount for hold, amount in counter.holds.items() if hold.slot == _BUCKET)
+        return sum(amount for hold, amount in counter.holds.items() if hold.slot == BUCKET_SLOT)
 
     def is_over(self, slot: int, now: int) -> bool:  # noqa: ARG002 - ahead bounds it
         return False
 
     def dropped(self, counter: Counter, change: Change) -> tuple[int, ...]:  # noqa: ARG002 - whatever it is
-        return tuple(slot for slot in counter.levels if slot != _BUCKET)
+        return tuple(slot for slot in counter.levels if slot != BUCKET_SLOT)
 
     def lead(self, counter: Counter, now: int) -> int:
         return max(0, self._level(counter) - self._burst - now)
@@ -388,17 +389,17 @@ class TokenBucket:
         self, counter: Counter | None, amount: int, most: int, floor: int
     ) -> Debiting | None:
         """Return how to add a span to the level, or to the floor if that is higher."""
-        epoch = _BUCKET if counter is None else counter.epoch
+        epoch = BUCKET_SLOT if counter is None else counter.epoch
         level = max(floor, self._level(counter))
         if level > most:
             return None
-        if level == floor or epoch != _BUCKET:
-            return Begin(_BUCKET, floor + amount, epoch, floor)
-        return Raise(_BUCKET, amount, most, floor)
+        if level == floor or epoch != BUCKET_SLOT:
+            return Begin(BUCKET_SLOT, floor + amount, epoch, floor)
+        return Raise(BUCKET_SLOT, amount, most, floor)
 
     def _level(self, counter: Counter | None) -> int:
         """Return the level; 0 also if it was not a bucket before."""
-        return 0 if counter is None or counter.epoch != _BUCKET else counter.level(_BUCKET)
+        return 0 if counter is None or counter.epoch != BUCKET_SLOT else counter.level(BUCKET_SLOT)
 
 
 def algorithm_of(quota: Quota, limit: int) -> Algorithm:
@@ -430,7 +431,7 @@ def hopeful(counter: Counter, seen: int, *, kept: Collection[Lease], keep_expire
     for hold, amount in counter.holds.items():
         # Sent in time, a settlement may be done a little later.
         may_come = keep_expired or hold.until + _LATE > seen
-        if hold.slot != _BUCKET and hold.slot in levels and may_come:
+        if hold.slot != BUCKET_SLOT and hold.slot in levels and may_come:
             levels[hold.slot] -= amount
     return Counter(counter.epoch, levels)
 

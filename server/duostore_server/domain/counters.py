@@ -14,12 +14,15 @@ what levels are in: units, or nanoseconds of a token bucket.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from duostore_server.domain.quotas import CounterKey
+
+# The slot of a token bucket. Windows are in none so early.
+BUCKET_SLOT: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +98,13 @@ class Begin:
 class Lower:
     """Gives an amount of a slot back, if the counter still has that slot.
 
-    ``refunded``, if set, must be what was given back before.
+    ``refunded``, if set, must be what was given back before, and the level at most ``most``.
     """
 
     slot: int
     amount: int
     refunded: int | None = None
+    most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +113,11 @@ class Step:
 
     ``change`` may be None for one that changes no level. Besides it, ``lease`` becomes that
     of the worker; ``ended`` must be the lease of the worker, and goes. ``hold`` is raised by
-    its amount; ``unhold`` must be at least its amount, and is lowered by it.
-    ``release`` must be exactly its amount, and goes. If ``held`` is set, all that is held
-    together must be at most that, and is kept count of: it always is set, or never, of one
-    counter. ``forget`` are leases (names of workers) and holds that no longer count, and
-    ``drop`` slots: what is there of them goes. ``until``, if set, is when the counter no
-    longer matters.
+    its amount; ``unhold`` must be at least its amount, and is lowered by it. ``release`` must
+    be exactly its amount, and goes. If ``held`` is set, all that is held in the slot of a
+    token bucket must be at most that together. ``forget`` are leases (names of workers) and
+    holds that no longer count, and ``drop`` slots: what is there of them goes. ``until``, if
+    set, is when the counter no longer matters.
     """
 
     change: Change | None

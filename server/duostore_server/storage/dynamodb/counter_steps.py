@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from duostore_server.domain.counters import Begin, Lower, Raise
+from duostore_server.domain.counters import BUCKET_SLOT, Begin, Lower, Raise
 from duostore_server.storage.dynamodb.counter_items import (
     EPOCH,
     HELD,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from types_boto3_dynamodb.type_defs import AttributeValueTypeDef, UpdateTypeDef
 
-    from duostore_server.domain.counters import Step
+    from duostore_server.domain.counters import HoldName, Step
     from duostore_server.domain.quotas import CounterKey
 
 # DynamoDB takes expressions of 4 KB. What no longer counts may as well go with a later step.
@@ -79,11 +79,13 @@ def _change(made: _Update, step: Step) -> None:
             made.assign(EPOCH, made.number(slot))
             made.assign(level_name(slot), made.number(level))
             made.assign(REFUNDED, f"if_not_exists({made.name(REFUNDED)}, {made.number(0)})")
-        case Lower(slot, amount, refunded):
+        case Lower(slot, amount, refunded, most):
             level, back = made.name(level_name(slot)), made.name(REFUNDED)
             made.require(f"{level} >= {made.number(amount)}")
             if refunded is not None:
                 made.require(f"{back} = {made.number(refunded)}")
+            if most is not None:
+                made.require(f"{level} <= {made.number(most)}")
             made.assign(level_name(slot), f"{level} - {made.number(amount)}")
             made.assign(REFUNDED, f"{back} + {made.number(amount)}")
         case None:
@@ -118,28 +120,32 @@ def _holds(made: _Update, step: Step) -> None:
         hold, amount = step.release
         made.require(f"{made.name(hold_name(hold))} = {made.number(amount)}")
         made.remove(hold_name(hold))
-    if step.held is not None:
-        _held(made, step, step.held)
+    _held(made, step)
 
 
-def _held(made: _Update, step: Step, most: int) -> None:
-    """Require that no more is held together, and keep count of it."""
-    more = 0 if step.hold is None else step.hold[1]
-    less = sum(each[1] for each in (step.unhold, step.release) if each is not None)
-    change = step.change
-    if isinstance(change, Begin) and change.after != change.slot:
+def _held(made: _Update, step: Step) -> None:
+    """Keep count of what a token bucket holds, and require that it is no more."""
+    change, name = step.change, HELD
+    more = _of_bucket(step.hold)
+    less = _of_bucket(step.unhold) + _of_bucket(step.release)
+    if isinstance(change, Begin) and step.held is not None and change.after != change.slot:
         # It was no bucket before, or is new: whatever was held is not.
-        made.assign(HELD, made.number(more))
+        made.assign(name, made.number(more))
         return
-    name = made.name(HELD)
-    made.require(f"(attribute_not_exists({name}) OR {name} <= {made.number(most)})")
+    if step.held is not None:
+        held, most = made.name(name), made.number(step.held)
+        made.require(f"(attribute_not_exists({held}) OR {held} <= {most})")
     if more > less:
-        held = f"if_not_exists({name}, {made.number(0)})"
-        made.assign(HELD, f"{held} + {made.number(more - less)}")
+        held = f"if_not_exists({made.name(name)}, {made.number(0)})"
+        made.assign(name, f"{held} + {made.number(more - less)}")
     elif more < less:
         # What was held before it was kept count of is not to make it negative.
         down = made.number(less - more)
-        made.assign(HELD, f"if_not_exists({name}, {down}) - {down}")
+        made.assign(name, f"if_not_exists({made.name(name)}, {down}) - {down}")
+
+
+def _of_bucket(part: tuple[HoldName, int] | None) -> int:
+    return part[1] if part is not None and part[0].slot == BUCKET_SLOT else 0
 
 
 def _no_longer_counted(step: Step) -> Iterator[str]:
