@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +18,15 @@ import grpc
 import pytest
 from google.protobuf import json_format
 from google.protobuf.message_factory import GetMessageClass
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from duostore.v1 import data_access_pb2
+from tests.support.grpcurl import method_of
 from tests.support.in_process import in_process
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from google.protobuf.descriptor import MethodDescriptor
-    from google.protobuf.message import Message
 
     from tests.support.servers import DynamoDBLocal, MemcachedServer, PostgresServer
 
@@ -35,54 +35,23 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIG = ROOT / "examples" / "proposals" / "duostore.toml"
 ADDRESS = "127.0.0.1:50051"
 
-# Two implementations of descriptors share no type that mypy knows.
-SERVICES: dict[str, Any] = {
-    service.full_name: service
-    for service in (
-        data_access_pb2.DESCRIPTOR.services_by_name["DataAccess"],
-        health_pb2.DESCRIPTOR.services_by_name["Health"],
-    )
-}
-
 
 @dataclass(frozen=True)
 class Example:
-    """A grpcurl command and what it is said to print."""
+    """Commands of a shell with one call by grpcurl, and what they are said to print."""
 
-    service: str
-    method: MethodDescriptor
-    request: Message
-    printed: Any
+    commands: str
+    printed: str
 
-    def ask(self, channel: grpc.Channel) -> Any:
-        """Send the request; return the answer as grpcurl prints it."""
-        response_class = GetMessageClass(self.method.output_type)
-        call = channel.unary_unary(
-            f"/{self.service}/{self.method.name}",
-            type(self.request).SerializeToString,
-            response_class.FromString,
-        )
-        return json_format.MessageToDict(call(self.request, timeout=10))
-
-
-def read(command: str, printed: str) -> Example:
-    words = shlex.split(command.replace("\\\n", " "))
-    assert words[:3] == ["grpcurl", "-plaintext", "-d"]
-    body, address, name = words[3:]
-    assert address == ADDRESS
-    service, _, method_name = name.partition("/")
-    method = SERVICES[service].methods_by_name[method_name]
-    request = json_format.Parse(body, GetMessageClass(method.input_type)())
-    response = json_format.Parse(printed, GetMessageClass(method.output_type)())
-    assert json_format.MessageToDict(response) == json.loads(printed)
-    return Example(service, method, request, json.loads(printed))
+    @property
+    def method(self) -> str:
+        (name,) = re.findall(rf"{re.escape(ADDRESS)}\s+([\w.]+/\w+)", self.commands)
+        return str(name)
 
 
 EXAMPLES = [
-    read(command, printed)
-    for command, printed in re.findall(
-        r"(?ms)^```sh\n(grpcurl .*?)^```\n+```json\n(.*?)^```", README
-    )
+    Example(commands, printed)
+    for commands, printed in re.findall(r"(?ms)^```sh\n([^`]*)^```\n+```json\n(.*?)^```", README)
 ]
 
 
@@ -113,40 +82,72 @@ def target(
 
 
 def test_there_is_an_example_of_every_call_and_each_is_looked_at() -> None:
-    shown = {(example.service, example.method.name) for example in EXAMPLES}
-    (service, *_) = SERVICES.values()
-    assert {(service.full_name, method.name) for method in service.methods} < shown
+    service = data_access_pb2.DESCRIPTOR.services_by_name["DataAccess"]
+    shown = {example.method for example in EXAMPLES}
+    assert {f"{service.full_name}/{method.name}" for method in service.methods} < shown
     assert len(EXAMPLES) == README.count("grpcurl -plaintext")
 
 
-def test_grpcurl_prints_what_the_readme_says(target: str) -> None:
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.method)
+def test_what_is_printed_is_the_json_form_of_an_answer(example: Example) -> None:
+    answer = GetMessageClass(method_of(example.method).output_type)()
+    json_format.Parse(example.printed, answer)
+    assert json_format.MessageToDict(answer) == json.loads(example.printed)
+
+
+def test_the_commands_print_what_the_readme_says(target: str, tmp_path: Path) -> None:
+    # The first look at the stores may be still to come.
+    eventually(lambda: aurora_is_serving(target), within=10, what="health")
+    printed = run_in_one_shell([example.commands for example in EXAMPLES], target, tmp_path)
+    for example, text in zip(EXAMPLES, printed, strict=True):
+        assert general(json.loads(text)) == general(json.loads(example.printed)), example.method
+
+
+def aurora_is_serving(target: str) -> bool:
     with grpc.insecure_channel(target) as channel:
-        for example in EXAMPLES:
-            if example.service == "grpc.health.v1.Health":
-                # The first look at the stores may be still to come.
-                eventually(partial(is_printed, channel, example), within=10, what="health")
-            else:
-                answer = timeless(example.ask(channel))
-                assert answer == timeless(example.printed), example.method.name
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(service="aurora"), timeout=10)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def is_printed(channel: grpc.Channel, example: Example) -> bool:
-    try:
-        return bool(example.ask(channel) == example.printed)
-    except grpc.RpcError as error:
-        if error.code() is not grpc.StatusCode.NOT_FOUND:
-            raise
-        return False
+def run_in_one_shell(examples: list[str], target: str, folder: Path) -> list[str]:
+    """Return what each of the examples printed, run as written by one shell."""
+    grpcurl = folder / "grpcurl"
+    stand_in = shlex.join([sys.executable, "-m", "tests.support.grpcurl", target])
+    grpcurl.write_text(f'#!/bin/sh\nexec {stand_in} "$@"\n', "utf-8")
+    grpcurl.chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-eu", "-c", "printf '\\0'\n".join(examples)],
+        cwd=ROOT,
+        env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.split("\0")
 
 
-def timeless(value: Any) -> Any:
-    """Return a JSON value with a word in place of each time."""
+def general(value: Any) -> Any:
+    """Return a JSON value with a word in place of what is another one each time."""
     if isinstance(value, dict):
         return {
-            name: "a time" if name.endswith("Time") else timeless(item)
+            name: word if (word := word_for(name, item)) else general(item)
             for name, item in value.items()
         }
-    return [timeless(item) for item in value] if isinstance(value, list) else value
+    return [general(item) for item in value] if isinstance(value, list) else value
+
+
+def word_for(name: str, item: Any) -> str:
+    if name.endswith("Time"):
+        return "a time"
+    return "a reservation" if name == "reservation" and re.fullmatch("[0-9a-f]{48}", item) else ""
 
 
 def test_the_python_example_runs(target: str) -> None:

@@ -108,6 +108,8 @@ class Counting:
 
         Never of what was seen a minute ago: an operator may have removed the counter.
         """
+        if units > account.algorithm.limit:
+            return True
         seen = account.seen
         if seen is None or not 0 <= now - account.seen_time < _REMEMBERED_FOR:
             return False

@@ -77,8 +77,7 @@ class Quotas:
             if deadline.is_over():
                 # That says nothing of the store.
                 raise DeadlineExceededError from error
-            # A limit of 0 is a block, which an outage does not lift.
-            if quota.allow_on_outage and account.algorithm.limit:
+            if quota.allow_on_outage and (cost or 1) <= account.algorithm.limit:
                 self._decided(quota.name, "unchecked")
                 limit = account.algorithm.limit
                 return QuotaAnswer(

@@ -38,7 +38,9 @@ class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mode.ValueType],
     MODE_PEEK: _Mode.ValueType  # 2
     """Tells whether they would be allowed, and debits nothing."""
     MODE_RESERVE: _Mode.ValueType  # 3
-    """Debits them and holds them under a reservation, for SettleQuota."""
+    """Debits them and holds them under a reservation, for SettleQuota. Until then
+    they are used to everyone else.
+    """
 
 class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
     """What Quota does with the units."""
@@ -50,7 +52,9 @@ MODE_CONSUME: Mode.ValueType  # 1
 MODE_PEEK: Mode.ValueType  # 2
 """Tells whether they would be allowed, and debits nothing."""
 MODE_RESERVE: Mode.ValueType  # 3
-"""Debits them and holds them under a reservation, for SettleQuota."""
+"""Debits them and holds them under a reservation, for SettleQuota. Until then
+they are used to everyone else.
+"""
 Global___Mode: _TypeAlias = Mode  # noqa: Y015
 
 @_typing.final
@@ -824,15 +828,22 @@ class QuotaRequest(_message.Message):
     own. 1 to 256 bytes of UTF-8, no control characters.
     """
     cost: _builtins.int
-    """How many units. At least 0; 0 stands for 1. More than the limit is never allowed."""
+    """How many units. At least 0; 0 stands for 1. More than the limit is never allowed,
+    so that a limit of 0 blocks a subject.
+    """
     mode: Global___Mode.ValueType
     """What to do with them."""
     idempotency_key: _builtins.str
     """Makes the call safe to repeat: a repetition with the same key and the same
     request debits nothing more and is allowed as the first was, for 24 hours by
-    default; its other fields are as of the repetition. What was denied is not
-    remembered. Not with MODE_PEEK. As of SaveRequest.idempotency_key otherwise;
-    quotas have a space of keys of their own.
+    default; its other fields are as of the repetition. What was denied, or
+    unchecked, is not remembered. Not with MODE_PEEK. As of
+    SaveRequest.idempotency_key otherwise; quotas have a space of keys of their own.
+
+    With MODE_RESERVE the key names what the reservation is for, such as a job: a
+    repetition is given the same reservation while that is held; is decided anew, for
+    another one, once it was released or has expired; and is refused with
+    RESERVATION_SETTLED once it was committed.
     """
     def __init__(
         self,
@@ -872,12 +883,18 @@ class QuotaResponse(_message.Message):
     limit: _builtins.int
     """The limit in force for the subject."""
     remaining: _builtins.int
-    """Units that are known to be left: at least so many, never more than the store
-    has. A server process that admits from a lease knows of its own lease alone,
-    so that there may be more; MODE_PEEK asks the store.
+    """Units that are known to be left: a lower bound, never more than there are. It is
+    what is left at the store after a call that was debited by itself, as the first
+    few of a subject are, and after one that was denied. A call that a server process
+    admits from what it has leased tells what is left of that alone, be it 0 of many:
+    no figure to show to people. MODE_PEEK asks the store, to which all that is leased
+    is used.
     """
     reservation: _builtins.str
-    """With MODE_RESERVE, if allowed: what to settle. Opaque; belongs to the tenant."""
+    """With MODE_RESERVE, if allowed: what to settle. Opaque, at most 64 bytes; belongs to
+    the tenant. Nobody can guess it, not from the idempotency key either: whoever has it
+    may settle.
+    """
     replayed: _builtins.bool
     """Whether this answers a repetition, by idempotency_key, of a call that was
     allowed earlier.
@@ -888,15 +905,17 @@ class QuotaResponse(_message.Message):
     """
     @_builtins.property
     def reset_time(self) -> _timestamp_pb2.Timestamp:
-        """When all that is used by now is available again. Unset if it is not known,
-        since DynamoDB could not be asked.
+        """When all that is used by now, or held, is available again, if nothing more is
+        used until then. Unset if it is not known, since DynamoDB could not be asked.
         """
 
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
-        """If denied: after this long the units can be allowed, unless others use them
-        first. They may be sooner if a reservation is released. Unset if they never can
-        be, since the cost is above the limit.
+        """If denied: after this long it is worth to ask again. By then enough is available
+        again, or reservations have expired that are released then, or a lease of another
+        server process has run out, which may have given something back. That it fits is no
+        promise: others may be first. It may fit sooner, if a reservation is released. Unset
+        if it never can, since the cost is above the limit.
         """
 
     @_builtins.property
@@ -942,7 +961,7 @@ class SettleQuotaRequest(_message.Message):
     """The reservation of the QuotaResponse. Required."""
     cost: _builtins.int
     """Commits what was really used, in units: at least 0. What is below the reserved
-    cost is refunded. What is above it is debited besides, all of it or nothing,
+    cost is refunded. What is above it is debited besides, as a whole or not at all,
     if the quota has room now.
     """
     release: _builtins.bool

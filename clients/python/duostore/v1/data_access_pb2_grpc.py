@@ -194,7 +194,10 @@ class DataAccessServicer:
 
         A quota that is used up is an answer (allowed is false), not an error.
         UNAVAILABLE if DynamoDB cannot be reached and the quota is configured to deny
-        then: nothing was admitted, though units may have been debited in vain.
+        then: nothing was admitted, though units may have been debited in vain. So it
+        is with DEADLINE_EXCEEDED, whatever the quota is configured to do: a call that
+        has no time for the answer tells nothing of DynamoDB. FAILED_PRECONDITION with
+        reason RESERVATION_SETTLED if a reservation is asked for anew that was committed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

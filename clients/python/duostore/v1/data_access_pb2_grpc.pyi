@@ -102,7 +102,10 @@ class DataAccessStub:
 
     A quota that is used up is an answer (allowed is false), not an error.
     UNAVAILABLE if DynamoDB cannot be reached and the quota is configured to deny
-    then: nothing was admitted, though units may have been debited in vain.
+    then: nothing was admitted, though units may have been debited in vain. So it
+    is with DEADLINE_EXCEEDED, whatever the quota is configured to do: a call that
+    has no time for the answer tells nothing of DynamoDB. FAILED_PRECONDITION with
+    reason RESERVATION_SETTLED if a reservation is asked for anew that was committed.
     """
     SettleQuota: _grpc.UnaryUnaryMultiCallable[_data_access_pb2.SettleQuotaRequest, _data_access_pb2.SettleQuotaResponse]
     """Settles a reservation, once: commits what was really used, or releases it.
@@ -184,7 +187,10 @@ class DataAccessAsyncStub(DataAccessStub):
 
     A quota that is used up is an answer (allowed is false), not an error.
     UNAVAILABLE if DynamoDB cannot be reached and the quota is configured to deny
-    then: nothing was admitted, though units may have been debited in vain.
+    then: nothing was admitted, though units may have been debited in vain. So it
+    is with DEADLINE_EXCEEDED, whatever the quota is configured to do: a call that
+    has no time for the answer tells nothing of DynamoDB. FAILED_PRECONDITION with
+    reason RESERVATION_SETTLED if a reservation is asked for anew that was committed.
     """
     SettleQuota: _aio.UnaryUnaryMultiCallable[_data_access_pb2.SettleQuotaRequest, _data_access_pb2.SettleQuotaResponse]  # type: ignore[assignment]
     """Settles a reservation, once: commits what was really used, or releases it.
@@ -317,7 +323,10 @@ class DataAccessServicer(metaclass=_abc_1.ABCMeta):
 
         A quota that is used up is an answer (allowed is false), not an error.
         UNAVAILABLE if DynamoDB cannot be reached and the quota is configured to deny
-        then: nothing was admitted, though units may have been debited in vain.
+        then: nothing was admitted, though units may have been debited in vain. So it
+        is with DEADLINE_EXCEEDED, whatever the quota is configured to do: a call that
+        has no time for the answer tells nothing of DynamoDB. FAILED_PRECONDITION with
+        reason RESERVATION_SETTLED if a reservation is asked for anew that was committed.
         """
 
     @_abc_1.abstractmethod

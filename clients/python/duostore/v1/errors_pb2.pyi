@@ -88,7 +88,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. The tenant has no such reservation, or it has expired."""
     ERROR_REASON_RESERVATION_SETTLED: _ErrorReason.ValueType  # 16
     """FAILED_PRECONDITION. The reservation was settled before, in another way: with
-    another cost, or released. Metadata: committed, refunded (units).
+    another cost, or released. Of Quota with MODE_RESERVE: what its idempotency key
+    had reserved was committed. Metadata: committed, refunded (units).
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -163,6 +164,7 @@ ERROR_REASON_RESERVATION_NOT_FOUND: ErrorReason.ValueType  # 15
 """NOT_FOUND. The tenant has no such reservation, or it has expired."""
 ERROR_REASON_RESERVATION_SETTLED: ErrorReason.ValueType  # 16
 """FAILED_PRECONDITION. The reservation was settled before, in another way: with
-another cost, or released. Metadata: committed, refunded (units).
+another cost, or released. Of Quota with MODE_RESERVE: what its idempotency key
+had reserved was committed. Metadata: committed, refunded (units).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
