@@ -29,6 +29,7 @@ from duostore_server.access.writing import Writer
 from duostore_server.config import policies as policies_of
 from duostore_server.config import quotas as quotas_of
 from duostore_server.domain.deadline import Deadline
+from duostore_server.domain.errors import DuostoreError
 from duostore_server.domain.policies import Home
 from duostore_server.rpc.data_access import DataAccess
 
@@ -114,9 +115,18 @@ class Quoting:
         self.rest = max(_LEAST_REST_SECONDS, shortest.total_seconds() / _LOOKS)
 
     def return_unused(self) -> bool:
-        """Give back what was leased and is not used; return False, for it is all of it."""
+        """Give back what was leased and is not used; return False, for it is all of it.
+
+        Raises what the last of those met that could not be given back: they are tried again.
+        """
+        failure: DuostoreError | None = None
         for account in self._accounts.holding():
-            self._leasing.return_unused(account, Deadline.after(_RETURN_SECONDS))
+            try:
+                self._leasing.return_unused(account, Deadline.after(_RETURN_SECONDS))
+            except DuostoreError as error:
+                failure = error
+        if failure is not None:
+            raise failure
         return False
 
     def return_leases(self) -> None:

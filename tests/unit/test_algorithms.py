@@ -226,8 +226,8 @@ def test_hope_reckons_with_what_was_not_over_when_the_counter_was_seen() -> None
 
     assert hoped(NOON) == 3
     assert hoped(NOON, lease) == 1
-    assert hoped(NOON + second) == 1
-    assert hoped(NOON + 2 * second) == 1
+    assert hoped(NOON + 2 * second) == 3
+    assert hoped(NOON + 4 * second) == 1
     assert hoped(NOON + 60 * second) == 0
     assert hoped(NOON + 60 * second, keep_expired=True) == 1
 

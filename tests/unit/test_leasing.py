@@ -152,7 +152,7 @@ def test_a_denial_costs_reads_while_others_may_give_back_and_then_nothing(
     world.spent()
     assert other.admitted(5) == 0
     assert set(world.spent()) == {"BatchGetItem"}
-    world.pass_(2.5)
+    world.pass_(4.5)
     other.admitted(10)
     world.spent()
     assert other.admitted(5) == 0

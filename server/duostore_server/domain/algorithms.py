@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 _MICROSECOND: Final = timedelta(microseconds=1)
 # No level is as high.
 _ANY_LEVEL: Final = 10**30
-# No step is under way for longer, in ns; what is held against a subject by mistake is so until
-# its window is over.
+# What was sent in time may be done so much later, in ns: settlements, and returns of leases.
+# What is held against a subject by mistake is so until its window is over.
 _LATE: Final = 5_000_000_000
+_RETURNED_LATE: Final = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,10 +427,9 @@ def hopeful(counter: Counter, seen: int, *, kept: Collection[Lease], keep_expire
     """
     levels = dict(counter.levels)
     for lease in counter.leases.values():
-        if lease.until > seen and lease not in kept:
+        if lease.until + _RETURNED_LATE > seen and lease not in kept:
             levels[counter.epoch] = levels.get(counter.epoch, 0) - lease.amount
     for hold, amount in counter.holds.items():
-        # Sent in time, a settlement may be done a little later.
         may_come = keep_expired or hold.until + _LATE > seen
         if hold.slot != BUCKET_SLOT and hold.slot in levels and may_come:
             levels[hold.slot] -= amount
