@@ -250,6 +250,14 @@ def reserved_and_expired_within_the_window(s: QuotaStage) -> None:
     passes(s, 3, 3)
 
 
+def more_was_used_at_the_expiry(s: QuotaStage) -> None:
+    """What is settled for more than was reserved makes no room of its own hold."""
+    reserve(s, s.worker("before"), 2)
+    process(s, "a", partial(settle, cost=3))
+    process(s, "b", consume, consume)
+    passes(s, 4)
+
+
 def two_repeat(s: QuotaStage) -> None:
     s.counts_exactly = True
     process(s, "a", partial(consume_once, cost=1, key="k", times=1))
@@ -288,6 +296,14 @@ SMALL = [
     Scene("reserved and expired, sliding", reserved_and_expired, SLIDING),
     Scene("reserved and expired, bucket", reserved_and_expired, BUCKET),
     Scene("reserved, expired and used, bucket", reserved_and_expired, BUCKET, releases=False),
+    Scene("more was used at the expiry", more_was_used_at_the_expiry, limit=3, expires_after=4.0),
+    Scene(
+        "more was used at the expiry, bucket",
+        more_was_used_at_the_expiry,
+        BUCKET,
+        limit=3,
+        expires_after=4.0,
+    ),
     Scene(
         "reserved and expired within the window",
         reserved_and_expired_within_the_window,

@@ -15,6 +15,7 @@ from duostore_server.access.limits import LimitsInForce
 from duostore_server.access.quotas import Quotas
 from duostore_server.access.settling import Settling
 from duostore_server.domain.deadline import Deadline
+from duostore_server.domain.errors import DuostoreError
 from duostore_server.domain.quotas import AlgorithmName, CounterKey, Mode, Quota
 from duostore_server.storage.dynamodb.counters import direct_counters
 from duostore_server.storage.dynamodb.tables import create_tables
@@ -189,6 +190,12 @@ class Worker:
         self.leasing.return_all(self.accounts.holding(), Deadline.after(5))
 
     def look_after(self) -> None:
-        """Do a round of the loop that returns what is not used."""
+        """Do a round of the loop that returns what is not used, as production does."""
+        failure: DuostoreError | None = None
         for account in self.accounts.holding():
-            self.leasing.return_unused(account, Deadline.after(5))
+            try:
+                self.leasing.return_unused(account, Deadline.after(5))
+            except DuostoreError as error:
+                failure = error
+        if failure is not None:
+            raise failure

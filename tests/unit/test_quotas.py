@@ -15,6 +15,7 @@ from duostore_server.domain.errors import (
     InvalidRequestError,
     ReservationNotFoundError,
     ReservationSettledError,
+    StoreOverloadedError,
     StoreTimeoutError,
     StoreUnavailableError,
 )
@@ -162,6 +163,7 @@ def test_a_cost_above_the_limit_never_fits_and_writes_nothing(
     worker.ask(4)
     world.spent()
     for mode in Mode:
+        world.pass_(0.2)
         answer = worker.ask(11, mode)
         assert (answer.allowed, answer.limit, answer.remaining) == (False, 10, 6)
         assert answer.reset_time is not None
@@ -735,3 +737,65 @@ def test_more_than_was_reserved_fits_where_something_has_expired() -> None:
     world.pass_(40)
     assert worker.settle(held.reservation, cost=8).covered
     assert worker.ask(1, Mode.PEEK).remaining == 2
+
+
+def test_a_hold_that_was_seen_empty_is_not_forgotten_once_it_may_have_been_filled() -> None:
+    world = World(quota(100, algorithm=AlgorithmName.TOKEN_BUCKET, reservation_ttl=60))
+    one, other = world.worker("one"), world.worker("other")
+    first = one.ask(5, Mode.RESERVE)
+    world.pass_(7.6)
+    one.settle(one.ask(5, Mode.RESERVE).reservation, release=True)
+    assert other.ask().allowed
+    one.settle(first.reservation, release=True)
+    assert one.ask(5, Mode.RESERVE).allowed
+    for seconds in (80, 600, 600):
+        world.pass_(seconds)
+        assert other.ask().allowed
+    assert other.ask(1, Mode.PEEK).remaining == 99
+
+
+@every_algorithm()
+def test_a_settlement_that_comes_too_late_releases_nothing_of_its_own(
+    algorithm: AlgorithmName,
+) -> None:
+    world = World(
+        quota(10, algorithm=algorithm, window=3600, reservation_ttl=60, release_expired=True)
+    )
+    worker = world.worker("w")
+    held = worker.ask(6, Mode.RESERVE)
+    assert worker.ask(4).allowed
+    world.pass_(59.9)
+
+    def slow(label: str) -> None:
+        world.calls.append(label)
+        world.pass_(8)
+
+    world.database.step = slow
+    with pytest.raises(ReservationNotFoundError):
+        worker.settle(held.reservation, cost=8)
+    assert worker.ask(1, Mode.PEEK).remaining == 6
+
+
+def test_what_a_bucket_held_counts_from_when_it_expired() -> None:
+    world = World(quota(10, algorithm=AlgorithmName.TOKEN_BUCKET, reservation_ttl=60))
+    worker = world.worker("w")
+    worker.ask(6, Mode.RESERVE)
+    world.pass_(3600)
+    assert worker.ask(1, Mode.PEEK).remaining == 10
+    assert worker.admitted(20) == 10
+
+
+@pytest.mark.parametrize("lease", [0, 5])
+def test_a_store_that_has_too_much_to_do_is_no_outage(lease: int) -> None:
+    world = World(quota(10, lease=lease, allow_on_outage=True))
+    worker = world.worker("w")
+
+    def throttled(label: str) -> Fault | None:
+        if not label.startswith("UpdateItem"):
+            return None
+        response = {"Error": {"Code": "ThrottlingException", "Message": ""}}
+        return Fault(ClientError(response, "UpdateItem"), Delivery.LOST)  # type: ignore[arg-type]
+
+    world.database.fault = throttled
+    with pytest.raises(StoreOverloadedError):
+        worker.ask()

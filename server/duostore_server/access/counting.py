@@ -36,6 +36,8 @@ _WINDOWS_THAT_MATTER: Final = 3
 _REMEMBERED_FOR: Final = 60_000_000_000
 # What clocks of servers may differ by, with nothing said of it.
 _CLOCKS_AGREE_WITHIN: Final = 1_000_000_000
+# So long after its end, in ns, nobody adds to a hold any more: no clock is so far behind.
+_NOBODY_RESERVES_FOR: Final = 5_000_000_000
 # So much is never held.
 _ANY_AMOUNT: Final = 10**30
 
@@ -128,7 +130,7 @@ class Counting:
         algorithm = account.algorithm
         moments = [algorithm.retry_time(counter, units, now)]
         if counter is not None and units <= algorithm.limit:
-            for until in sorted({each.until for each in counter.holds if each.until > now}):
+            for until in sorted({max(each.until, now) for each in counter.holds}):
                 over = [each for each in counter.holds if each.until <= until]
                 release = account.quota.release_expired
                 after = algorithm.after_expiry(counter, over, release=release)
@@ -267,6 +269,8 @@ class Planning:
         """
         algorithm, counter = self.algorithm, self.counter
         held = algorithm.held(counter)
+        if held is not None and counter is not None:
+            held = max(held, counter.held)
         step = Step(
             change,
             hold=hold,
@@ -311,7 +315,9 @@ class Planning:
         """Return whether a hold no longer counts, and may be forgotten."""
         if self.counter is None or hold.slot in drop or hold.slot not in self.counter.levels:
             return True
-        return hold.until <= self.now and (not amount or not self._is_seen_to(hold))
+        # What was seen empty a while ago may have been filled by another reservation.
+        over = self.fresh and hold.until + _NOBODY_RESERVES_FOR <= self.now
+        return over and (not amount or not self._is_seen_to(hold))
 
     def _is_seen_to(self, hold: HoldName) -> bool:
         """Return whether something has to be done for a hold when it expires."""
@@ -324,6 +330,11 @@ class Planning:
         self._tries += 1
         if self._tries > _TRIES:
             raise StoreOverloadedError(Store.DYNAMODB)
+        if not self._account.quota.release_expired:
+            # Of a bucket: to be debited as of when they expired, before anything else is.
+            while self.counter is not None and self._expired(self.counter):
+                if not self.see_to_expired():
+                    break
         while (plan := plan_of(units)) is None:
             if self.fresh:
                 if not self.see_to_expired():

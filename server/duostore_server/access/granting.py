@@ -128,7 +128,7 @@ class Granting:
             request_hash=request.request_hash,
             cost=request.units,
             slot=plan.change.slot,
-            amount=request.account.algorithm.amount(request.units),
+            amount=plan.algorithm.amount(request.units),
             forget_time=self._keep + (expire_time or plan.now),
             hold=hold,
             expire_time=expire_time,

@@ -14,7 +14,9 @@ from duostore_server.domain.errors import (
     DeadlineExceededError,
     StoreError,
     StoreOverloadedError,
+    StoreTimeoutError,
     StoreUnavailableError,
+    WriteOutcomeUnknownError,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ _QUICK_ONES: Final = 4
 _RETURNED_AFTER: Final = 0.5
 _RETURN_TRIES: Final = 4
 _LONGEST_WAIT_SECONDS: Final = 60.0
+# In ns.
+_LOOKED_UP_EVERY: Final = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +131,18 @@ class Leasing:
         left, now = self._left(account), self._counting.clock()
         if account.slice is not None and left >= units:
             return self._admitted(account, account.slice, units)
-        if account.busy or account.algorithm.room(account.seen, now):
+        if account.busy:
             return None
-        if self._counting.rules_out(account, units - left, now):
-            return Taken(allowed=False, left=left, counter=account.seen)
-        return None
+        if account.slice is not None and not left:
+            # It may be given back by now, or any time.
+            account.slice.shut()
+        if not self._counting.rules_out(account, units - left, now):
+            return None
+        # What is left, but too little, is looked up for those who are denied: now and then.
+        seen_long_ago = now - account.seen_time > _LOOKED_UP_EVERY
+        if seen_long_ago and account.algorithm.room(account.seen, now):
+            return None
+        return Taken(allowed=False, left=left, counter=account.seen)
 
     def _fill(self, account: Account, units: int, ahead: Ahead, deadline: Deadline) -> Taken:
         """Debit units, and the next slice; the caller is the busy one.
@@ -141,8 +152,7 @@ class Leasing:
         looked: Looked | None = None
         failure: StoreError | None = None
         try:
-            with suppress(StoreError):
-                self._give_back(account, deadline)
+            self._give_back_or_not(account, deadline)
             looked = self._counting.debit(account, units, deadline, ahead)
         except StoreError as error:
             # A caller in a hurry says nothing of the store.
@@ -152,6 +162,9 @@ class Leasing:
             with account.changed:
                 if looked is not None:
                     self._open(account, looked)
+                else:
+                    # A slice of the next one's would be lost as this one may be.
+                    account.wanted = account.quick = 0
                 self._finish(account, failure)
         if looked.plan is None:
             return Taken(allowed=False, left=0, counter=looked.counter, fresh=looked.fresh)
@@ -220,6 +233,18 @@ class Leasing:
             reset_time=plan.algorithm.reset_time(counter, plan.now),
         )
         self._tell(account, "granted", plan.extra)
+
+    def _give_back_or_not(self, account: Account, deadline: Deadline) -> None:
+        """Give back what is left of the slice, unless the store refuses that at once.
+
+        Raises what took time, which is not to be spent twice.
+        """
+        try:
+            self._give_back(account, deadline)
+        except (StoreTimeoutError, WriteOutcomeUnknownError):
+            raise
+        except StoreError:
+            return
 
     def _give_back(self, account: Account, deadline: Deadline) -> None:
         """Give back what is left of the slice, which is shut; the caller is the busy one.

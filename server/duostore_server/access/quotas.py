@@ -11,6 +11,7 @@ from duostore_server.domain.algorithms import algorithm_of
 from duostore_server.domain.errors import (
     DeadlineExceededError,
     StoreError,
+    StoreOverloadedError,
     StoreTimeoutError,
     WriteOutcomeUnknownError,
 )
@@ -77,7 +78,9 @@ class Quotas:
             if deadline.is_over():
                 # That says nothing of the store.
                 raise DeadlineExceededError from error
-            if quota.allow_on_outage and (cost or 1) <= account.algorithm.limit:
+            # One that has too much to do, or others who were quicker, are no outage.
+            is_outage = not isinstance(error, StoreOverloadedError)
+            if quota.allow_on_outage and is_outage and (cost or 1) <= account.algorithm.limit:
                 self._decided(quota.name, "unchecked")
                 limit = account.algorithm.limit
                 return QuotaAnswer(
@@ -149,7 +152,8 @@ class Quotas:
     ) -> QuotaAnswer:
         """Debit by a step that is recorded: done once, and known by an id."""
         granted = self._granting.debit(account, units, mode, idempotency_key, deadline)
-        if isinstance(granted, Looked) and account.slice is not None:
+        held = account.slice
+        if isinstance(granted, Looked) and held is not None and units <= account.algorithm.limit:
             # What is lacking may be in this process's own slice.
             self._leasing.return_now(account, deadline)
             granted = self._granting.debit(account, units, mode, idempotency_key, deadline)

@@ -87,13 +87,13 @@ class Settling:
             else:
                 if not tried:
                     planning.look()
+                settlement, step = self._planned(grant, cost, planning)
                 if _is_gone(grant, planning.counter):
-                    # Settled by another call since it was found, or expired by another's clock.
+                    # Settled by another call since it was found, or expired by now.
                     grant = self._counting.counters.find(tenant, id_, deadline)
                     if grant is None or grant.nonce != nonce or grant.settlement is None:
                         raise ReservationNotFoundError
                     return _earlier(grant.settlement, cost)
-                settlement, step = self._planned(grant, cost, planning)
             stepped = self._counting.counters.settle(grant, settlement, step, deadline)
             if stepped.done:
                 return Settled(settlement.committed, settlement.refunded, settlement.covered)
@@ -135,7 +135,7 @@ class Settling:
     def _covers(self, grant: Grant, cost: int, planning: Planning) -> bool:
         """Return whether there is room for more than was reserved."""
         while not planning.algorithm.covers(planning.counter, grant, cost, planning.now):
-            if not planning.see_to_expired():
+            if not planning.see_to_expired() or _is_gone(grant, planning.counter):
                 return False
         return True
 

@@ -51,8 +51,8 @@ class Counter:
 
     ``leases`` are the last ones of each worker, ``holds`` the amounts that reservations
     hold: of both, some may be given back. What windows hold is a part of their levels; what
-    a token bucket holds is not. ``refunded`` is the amount that levels were lowered by since
-    the counter exists.
+    a token bucket holds is not, and ``held`` is what it was counted to come to. ``refunded``
+    is the amount that levels were lowered by since the counter exists.
     """
 
     epoch: int
@@ -60,6 +60,7 @@ class Counter:
     leases: Mapping[str, Lease] = field(default_factory=dict)
     holds: Mapping[HoldName, int] = field(default_factory=dict)
     refunded: int = 0
+    held: int = field(default=0, compare=False)
 
     def level(self, slot: int) -> int:
         """Return the level of a slot, 0 if nothing is known of it."""

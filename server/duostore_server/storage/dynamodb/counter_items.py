@@ -106,7 +106,8 @@ def decode_counter(item: Mapping[str, Any]) -> Counter:
     epoch = _integer(item, EPOCH)
     if epoch not in levels:
         raise UnreadableError(f"slot {epoch} has no level")
-    return Counter(epoch, levels, leases, holds, _integer(item, REFUNDED))
+    held = _integer(item, HELD) if HELD in item else 0
+    return Counter(epoch, levels, leases, holds, _integer(item, REFUNDED), held)
 
 
 def encode_grant(grant: Grant) -> Item:
