@@ -181,7 +181,9 @@ class TestSlices:
     def test_what_is_left_counts_for_what_others_may_give_back(self) -> None:
         world = World(quota(1000, window=3600, lease=50))
         worker, other = world.worker("w"), world.worker("other")
-        held, theirs = warm_slice(worker), warm_slice(other)
+        held = warm_slice(worker)
+        warm_slice(other)
+        theirs = next_slice(other, least=50)
         use_up_the_quota(world.worker("third"))
         worker.ask(1, Mode.PEEK)
         returned = min(theirs.lease.amount, theirs.left)
@@ -273,7 +275,7 @@ class TestWhatWasSeen:
         use_up_the_quota(other)
         assert not other.ask().allowed
         one.drain()
-        world.pass_(3)
+        world.pass_(5)
         assert other.ask().allowed
 
     def test_a_debit_meets_what_was_reserved_meanwhile(self) -> None:
@@ -361,7 +363,7 @@ class TestReservations:
         assert not other.ask().allowed
         assert worker.settle(held.reservation, cost=10).committed == 10
 
-    def test_what_expired_is_debited_before_the_next_units_are(self) -> None:
+    def test_what_expired_of_a_bucket_counts_beside_the_next_units(self) -> None:
         bucket = AlgorithmName.TOKEN_BUCKET
         world = World(quota(10, algorithm=bucket, window=3600, reservation_ttl=60))
         worker, other = world.worker("w"), world.worker("other")
