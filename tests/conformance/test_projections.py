@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from duostore_server.domain.ports import Projections
     from tests.support.servers import DynamoDBLocal
 
-TABLES = ("projection", "snapshot", "idempotency")
+TABLES = ("projection", "snapshot", "idempotency", "counter")
 KEY = EntityKey("acme", "proposal", "p-1")
 TEXT = b"every reader that starts from now on sees it; " * 50
 COMPRESS_ABOVE = 1024

@@ -49,7 +49,7 @@ class Hanging:
         return b""
 
     Get = BatchGet = Save = Delete = Transact = _answer
-    Snapshot = GetSnapshot = ListSnapshots = _answer
+    Snapshot = GetSnapshot = ListSnapshots = Quota = SettleQuota = _answer
 
 
 class Server:
