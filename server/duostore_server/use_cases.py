@@ -29,7 +29,6 @@ from duostore_server.access.writing import Writer
 from duostore_server.config import policies as policies_of
 from duostore_server.config import quotas as quotas_of
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.errors import DuostoreError
 from duostore_server.domain.policies import Home
 from duostore_server.rpc.data_access import DataAccess
 
@@ -119,14 +118,9 @@ class Quoting:
 
         Raises what the last of those met that could not be given back: they are tried again.
         """
-        failure: DuostoreError | None = None
-        for account in self._accounts.holding():
-            try:
-                self._leasing.return_unused(account, Deadline.after(_RETURN_SECONDS))
-            except DuostoreError as error:
-                failure = error
-        if failure is not None:
-            raise failure
+        self._leasing.return_unused(
+            self._accounts.holding(), lambda: Deadline.after(_RETURN_SECONDS)
+        )
         return False
 
     def return_leases(self) -> None:

@@ -224,11 +224,10 @@ class Worker:
 
     def look_after(self) -> None:
         """Give back slices that are not used."""
-        for account in self._accounts.holding():
-            try:
-                self._leasing.return_unused(account, soon())
-            except StoreError as error:
-                self._stage.failed(error)
+        try:
+            self._leasing.return_unused(self._accounts.holding(), soon)
+        except StoreError as error:
+            self._stage.failed(error)
 
 
 class QuotaStage:

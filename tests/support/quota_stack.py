@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +16,6 @@ from duostore_server.access.limits import LimitsInForce
 from duostore_server.access.quotas import Quotas
 from duostore_server.access.settling import Settling
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.errors import DuostoreError
 from duostore_server.domain.quotas import AlgorithmName, CounterKey, Mode, Quota
 from duostore_server.storage.dynamodb.counters import direct_counters
 from duostore_server.storage.dynamodb.tables import create_tables
@@ -111,6 +111,19 @@ class World:
         return Worker(self, name, behind)
 
 
+def gated(world: World) -> tuple[threading.Event, threading.Event]:
+    """Hold updates up; return what lets them go on, and what tells that one was asked for."""
+    gate, asked = threading.Event(), threading.Event()
+
+    def step(label: str) -> None:
+        if label.startswith("UpdateItem"):
+            asked.set()
+            assert gate.wait(10)
+
+    world.database.step = step
+    return gate, asked
+
+
 class Worker:
     """One process that answers for the quotas of a world."""
 
@@ -190,12 +203,5 @@ class Worker:
         self.leasing.return_all(self.accounts.holding(), Deadline.after(5))
 
     def look_after(self) -> None:
-        """Do a round of the loop that returns what is not used, as production does."""
-        failure: DuostoreError | None = None
-        for account in self.accounts.holding():
-            try:
-                self.leasing.return_unused(account, Deadline.after(5))
-            except DuostoreError as error:
-                failure = error
-        if failure is not None:
-            raise failure
+        """Do a round of the loop that returns what is not used."""
+        self.leasing.return_unused(self.accounts.holding(), lambda: Deadline.after(5))

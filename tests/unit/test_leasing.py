@@ -13,7 +13,7 @@ from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.errors import DeadlineExceededError, StoreUnavailableError
 from duostore_server.domain.quotas import AlgorithmName, CounterKey, Mode
-from tests.support.quota_stack import SECOND, World, quota
+from tests.support.quota_stack import SECOND, World, gated, quota
 from tests.support.simulated_memcached import Delivery, Fault
 from tests.support.wait import eventually
 
@@ -279,13 +279,7 @@ class TestTogether:
         world = World(quota(1000, lease=50))
         worker = world.worker("w")
         warm(world, worker, 3)
-        gate, asked = threading.Event(), threading.Event()
-
-        def step(_label: str) -> None:
-            asked.set()
-            assert gate.wait(10)
-
-        world.database.step = step
+        gate, asked = gated(world)
         with ThreadPoolExecutor(2) as pool:
             first = pool.submit(worker.ask)
             assert asked.wait(10)

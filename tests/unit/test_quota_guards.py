@@ -22,7 +22,7 @@ from duostore_server.domain.errors import (
 )
 from duostore_server.domain.quotas import AlgorithmName, Mode
 from tests.support.counter_play import NOON
-from tests.support.quota_stack import SECOND, Worker, World, quota
+from tests.support.quota_stack import SECOND, Worker, World, gated, quota
 from tests.support.simulated_memcached import Delivery, Fault
 from tests.support.wait import eventually
 
@@ -77,19 +77,6 @@ def use_up(worker: Worker) -> None:
 def use_up_the_quota(worker: Worker) -> None:
     """Debit all that is left of the counter in the store."""
     assert worker.ask(worker.ask(1, Mode.PEEK).remaining).allowed
-
-
-def gated(world: World) -> tuple[threading.Event, threading.Event]:
-    """Hold updates up; return what lets them go on, and what tells that one was asked for."""
-    gate, asked = threading.Event(), threading.Event()
-
-    def step(label: str) -> None:
-        if label.startswith("UpdateItem"):
-            asked.set()
-            assert gate.wait(10)
-
-    world.database.step = step
-    return gate, asked
 
 
 def before_first(operation: str, act: Callable[[], object]) -> Callable[[str], None]:

@@ -242,13 +242,14 @@ class Planning:
         self._tries += 1
         if counter is None or self._tries > _TRIES:
             return False
-        for hold in self._expired(counter):
-            change = self.algorithm.expire(counter, hold, release=release)
-            step = self.step(change, release=(hold, counter.holds[hold]), fits=True)
-            apply = self._counting.counters.apply
-            self.met(apply(self._account.key, step, self._deadline).counter)
-            return True
-        return False
+        hold = next(iter(self._expired(counter)), None)
+        if hold is None:
+            return False
+        change = self.algorithm.expire(counter, hold, release=release)
+        step = self.step(change, release=(hold, counter.holds[hold]), fits=True)
+        stepped = self._counting.counters.apply(self._account.key, step, self._deadline)
+        self.met(stepped.counter)
+        return True
 
     def reserve(self, units: int) -> Plan | None:
         """Return what to try next, as ``next`` does, to hold units."""

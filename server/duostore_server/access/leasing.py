@@ -12,6 +12,7 @@ from duostore_server.domain.algorithms import nanoseconds
 from duostore_server.domain.counters import Step
 from duostore_server.domain.errors import (
     DeadlineExceededError,
+    DuostoreError,
     StoreError,
     StoreOverloadedError,
     StoreTimeoutError,
@@ -101,12 +102,19 @@ class Leasing:
         with suppress(StoreError, DeadlineExceededError):
             self._return(account, deadline, min_age=0.0)
 
-    def return_unused(self, account: Account, deadline: Deadline) -> None:
-        """Give back what is left of a slice after half of its time.
+    def return_unused(self, accounts: Iterable[Account], soon: Callable[[], Deadline]) -> None:
+        """Give back what is left of each slice after half of its time, ``soon``.
 
-        Raises a ``StoreError`` if the store cannot be asked: to be tried again.
+        Raises what the last of those met that could not be given back: to be tried again.
         """
-        self._return(account, deadline, min_age=_RETURNED_AFTER)
+        failure: DuostoreError | None = None
+        for account in accounts:
+            try:
+                self._return(account, soon(), min_age=_RETURNED_AFTER)
+            except DuostoreError as error:
+                failure = error
+        if failure is not None:
+            raise failure
 
     def _return(self, account: Account, deadline: Deadline, *, min_age: float) -> None:
         with account.changed:

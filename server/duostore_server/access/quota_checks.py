@@ -9,6 +9,7 @@ from duostore_server.domain.errors import FieldViolation
 from duostore_server.domain.keys import (
     MAX_TENANT_BYTES,
     idempotency_key_violations,
+    listed,
     part_violations,
 )
 from duostore_server.domain.quotas import MAX_QUOTA_BYTES, Mode, counter_key_violations
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from duostore_server.domain.quotas import CounterKey, Quota
 
 MAX_RESERVATION_BYTES: Final = 64
-# A deployment may have hundreds; those who misspelt one need not be told them all.
-_MAX_TOLD: Final = 10
 
 
 def check_ask(
@@ -40,7 +39,7 @@ def _ask_violations(
 ) -> Iterator[FieldViolation]:
     yield from counter_key_violations(key)
     if key.quota not in quotas and 1 <= len(key.quota.encode()) <= MAX_QUOTA_BYTES:
-        told = f"(configured: {_names(quotas)})"
+        told = f"(configured: {listed(quotas)})"
         yield FieldViolation("quota", f"{key.quota!r} is not a configured quota {told}")
     if cost < 0:
         yield FieldViolation("cost", f"is {cost}; it must be at least 0, which stands for 1")
@@ -62,10 +61,3 @@ def _settle_violations(
         yield FieldViolation("cost", f"is {cost}; it must be at least 0")
     if release is False:
         yield FieldViolation("release", "must be true if set")
-
-
-def _names(quotas: Mapping[str, Quota]) -> str:
-    names = sorted(quotas)
-    told = ", ".join(names[:_MAX_TOLD]) or "none"
-    left = len(names) - _MAX_TOLD
-    return f"{told} and {left} more" if left > 0 else told

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Final
 from duostore_server.domain.errors import FieldViolation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 MAX_TENANT_BYTES: Final = 64
 MAX_KIND_BYTES: Final = 64
 MAX_ID_BYTES: Final = 512
 MAX_IDEMPOTENCY_KEY_BYTES: Final = 128
+
+# A deployment may have hundreds; those who misspelt one need not be told them all.
+_MAX_TOLD: Final = 10
 
 # C0 and C1 control characters and DEL. They name nothing that a person could
 # read or type, and NUL cannot be stored by PostgreSQL at all.
@@ -73,3 +76,11 @@ def part_violations(
         )
     if not hash_ok and "#" in text:
         yield FieldViolation(field, "must not hold '#'")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return configured names for who asked for another: some of them, and how many more."""
+    ordered = sorted(names)
+    told = ", ".join(ordered[:_MAX_TOLD]) or "none"
+    left = len(ordered) - _MAX_TOLD
+    return f"{told} and {left} more" if left > 0 else told

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from duostore_server.domain.errors import FieldViolation
-from duostore_server.domain.keys import MAX_KIND_BYTES
+from duostore_server.domain.keys import MAX_KIND_BYTES, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 # An inline change falls due for the projector after this long, so that the
 # request that made it normally gets there first.
 INLINE_DUE_AFTER: Final = timedelta(seconds=1)
-
-# A deployment may have hundreds; those who misspelt one need not be told them all.
-_MAX_KINDS_TOLD: Final = 10
 
 
 class Home(Enum):
@@ -113,11 +110,5 @@ class Policies:
             return
         yield FieldViolation(
             f"{field}.kind",
-            f"{key.kind!r} is not a configured kind (configured: {self._known()})",
+            f"{key.kind!r} is not a configured kind (configured: {listed(self._kinds)})",
         )
-
-    def _known(self) -> str:
-        names = sorted(self._kinds)
-        told = ", ".join(names[:_MAX_KINDS_TOLD]) or "none"
-        left = len(names) - _MAX_KINDS_TOLD
-        return f"{told} and {left} more" if left > 0 else told
