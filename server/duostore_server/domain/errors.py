@@ -37,6 +37,11 @@ class Reason(Enum):
     DUPLICATE_IN_PROGRESS = "DUPLICATE_IN_PROGRESS"
     RESERVATION_NOT_FOUND = "RESERVATION_NOT_FOUND"
     RESERVATION_SETTLED = "RESERVATION_SETTLED"
+    CONSTRAINT_VIOLATED = "CONSTRAINT_VIOLATED"
+    RESULT_TOO_LARGE = "RESULT_TOO_LARGE"
+    RESULT_CHANGED = "RESULT_CHANGED"
+    QUERY_FAILED = "QUERY_FAILED"
+    QUERY_TIMEOUT = "QUERY_TIMEOUT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,21 @@ class SnapshotNotFoundError(RefusalError):
         super().__init__(f"the entity has no {which}, or it has expired")
 
 
+class ConstraintViolatedError(RefusalError):
+    """The database refused what a relational kind writes; nothing was written.
+
+    ``constraint`` is its name, or the column that must not be NULL; empty if it has none.
+    """
+
+    reason = Reason.CONSTRAINT_VIOLATED
+    details = ("constraint",)
+
+    def __init__(self, constraint: str) -> None:
+        self.constraint = constraint
+        which = f"the constraint {constraint!r}" if constraint else "a constraint"
+        super().__init__(f"{which} of the database does not hold; nothing was written")
+
+
 class IdempotencyKeyReusedError(DuostoreError):
     """The idempotency key is that of another request."""
 
@@ -212,6 +232,58 @@ class AnswerTooLargeError(DuostoreError):
         super().__init__(
             f"the answer has {size} bytes; at most {limit} are sent at a time: ask for fewer keys"
         )
+
+
+class ResultTooLargeError(DuostoreError):
+    """A result has more than ``limit``: ``bound`` is ``max_rows`` or ``max_bytes``."""
+
+    reason = Reason.RESULT_TOO_LARGE
+    details = ("query", "bound", "limit")
+
+    def __init__(self, query: str, bound: str, limit: int) -> None:
+        self.query = query
+        self.bound = bound
+        self.limit = limit
+        unit = "rows" if bound == "max_rows" else "bytes"
+        super().__init__(
+            f"the query {query!r} has more than {limit} {unit} with these parameters; narrow "
+            "them, or use Export"
+        )
+
+
+class ResultChangedError(DuostoreError):
+    """The result that a page token is of is not the result any more."""
+
+    reason = Reason.RESULT_CHANGED
+
+    def __init__(self) -> None:
+        super().__init__("the result has changed since its first page; begin again with that")
+
+
+class QueryFailedError(DuostoreError):
+    """The database could not compute a query over the data as they are."""
+
+    reason = Reason.QUERY_FAILED
+    details = ("query", "sqlstate")
+
+    def __init__(self, query: str, sqlstate: str) -> None:
+        self.query = query
+        self.sqlstate = sqlstate
+        super().__init__(
+            f"the query {query!r} cannot be computed with these parameters over the data as they "
+            f"are (SQLSTATE {sqlstate})"
+        )
+
+
+class QueryTimeoutError(DuostoreError):
+    """A query took longer than its own timeout."""
+
+    reason = Reason.QUERY_TIMEOUT
+    details = ("query",)
+
+    def __init__(self, query: str) -> None:
+        self.query = query
+        super().__init__(f"the query {query!r} took longer than its timeout allows")
 
 
 class StoreError(DuostoreError):

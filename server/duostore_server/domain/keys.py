@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from duostore_server.domain.errors import FieldViolation
 
@@ -39,6 +39,35 @@ class EntityKey:
     def __str__(self) -> str:
         """Return ``tenant#kind#id``, the primary key of the projection."""
         return f"{self.tenant}#{self.kind}#{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationKey:
+    """Names the generation of a kind in a tenant: what was cached under another is unreachable."""
+
+    tenant: str
+    kind: str
+
+    def __str__(self) -> str:
+        """Return ``tenant#kind#``, which is no entity's key: ids are not empty."""
+        return f"{self.tenant}#{self.kind}#"
+
+
+@dataclass(frozen=True, slots=True)
+class ResultKey:
+    """Names the cached result of a query; ``digest``, in hex, is of all that it depends on."""
+
+    tenant: str
+    query: str
+    digest: str
+
+    def __str__(self) -> str:
+        """Return ``tenant##query#digest``, which is no entity's key: kinds are not empty."""
+        return f"{self.tenant}##{self.query}#{self.digest}"
+
+
+# What the cache keeps entries under.
+CacheKey: TypeAlias = EntityKey | GenerationKey | ResultKey
 
 
 def key_violations(key: EntityKey, field: str) -> Iterator[FieldViolation]:

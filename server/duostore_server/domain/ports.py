@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from datetime import datetime, timedelta
 
     from duostore_server.domain.counters import (
@@ -33,8 +34,16 @@ if TYPE_CHECKING:
         Projection,
     )
     from duostore_server.domain.errors import Store
-    from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.keys import CacheKey, EntityKey
+    from duostore_server.domain.queries import Column, QueryCall, Row
     from duostore_server.domain.quotas import CounterKey
+    from duostore_server.domain.read_models import (
+        Expansion,
+        FanOutBacklog,
+        Recomputed,
+        SourceChange,
+        StaleDocument,
+    )
     from duostore_server.domain.snapshots import (
         Appended,
         DirtyHead,
@@ -56,6 +65,7 @@ if TYPE_CHECKING:
     )
 
 T_contra = TypeVar("T_contra", contravariant=True)
+K = TypeVar("K", bound="CacheKey")
 
 
 class Authority(Protocol):
@@ -324,6 +334,77 @@ class Limits(Protocol):
         ...
 
 
+class ResultSet(Protocol):
+    """The rows of a query that is under way, as of one moment."""
+
+    columns: tuple[Column, ...]
+    # All that was committed before it was seen; aware and in UTC.
+    as_of: datetime
+
+    def portions(self) -> Iterator[Sequence[Row]]:
+        """Yield the rows in portions of bounded size, in their order; none if there are none.
+
+        Each is fetched when it is asked for. Raises as ``Queries.open``.
+        """
+        ...
+
+
+class Queries(Protocol):
+    """Reads by SQL of the configuration: Aurora, its reader where that is as good."""
+
+    def open(self, call: QueryCall, deadline: Deadline) -> AbstractContextManager[ResultSet]:
+        """Begin a query in a transaction that only reads, and end it with the block.
+
+        Sees every write that was acknowledged before the call. Ends soon after the
+        deadline has passed or the caller has gone, wherever it is. Raises
+        ``QueryFailedError``, and ``QueryTimeoutError`` if a portion took longer than the query
+        may. Safe to repeat.
+        """
+        ...
+
+
+class SourceChanges(Protocol):
+    """The changes of sources that are not expanded to their end: a work set, in Aurora."""
+
+    def claim(self, limit: int, deadline: Deadline) -> Sequence[SourceChange]:
+        """Take up to ``limit`` due changes of configured sources, oldest first, for a few seconds.
+
+        As ``Outbox.claim``: one that is not expanded to its end falls due again by itself.
+        """
+        ...
+
+    def expand(self, change: SourceChange, limit: int, deadline: Deadline) -> Expansion:
+        """Make the next ``limit`` documents that a change touches stale, in one transaction.
+
+        Goes on where the last page ended, whoever did that one; after the last page the
+        change is gone. Safe to repeat.
+        """
+        ...
+
+    def backlog(self, deadline: Deadline) -> FanOutBacklog:
+        """Return what is left to do, due or not, of stale documents too."""
+        ...
+
+
+class StaleDocuments(Protocol):
+    """The documents that have to be recomputed: a work set, at most one row a key, in Aurora."""
+
+    def claim(self, limit: int, deadline: Deadline) -> Sequence[StaleDocument]:
+        """Take up to ``limit`` due documents of configured kinds, oldest first, as ``Outbox``."""
+        ...
+
+    def recompute(self, stale: Sequence[StaleDocument], deadline: Deadline) -> Sequence[Recomputed]:
+        """Bring each document to what its read model answers now, in their order.
+
+        Reads after the document's lock is held, so that of two at once the later one sees
+        all that the other saw. A version is written, with its outbox row, only if the document
+        has changed; a document that the read model does not answer is deleted. In the same
+        transaction the stale row is removed, unless the document was touched again. Documents
+        that fail stay, and are due again after a while. Safe to repeat.
+        """
+        ...
+
+
 class Cache(Protocol):
     """The store that is near: memcached. May forget anything at any time.
 
@@ -331,7 +412,7 @@ class Cache(Protocol):
     second, since an invalidation has to be tried however late it is.
     """
 
-    def read(self, keys: Collection[EntityKey]) -> Mapping[EntityKey, Cached | Lease]:
+    def read(self, keys: Collection[K]) -> Mapping[K, Cached | Lease]:
         """Return the entry or the lease found under each key; vacant keys are left out.
 
         An entry that cannot be read is removed and answered as vacant. Keys on a
@@ -339,7 +420,7 @@ class Cache(Protocol):
         """
         ...
 
-    def lease(self, keys: Collection[EntityKey]) -> Mapping[EntityKey, Lease]:
+    def lease(self, keys: Collection[K]) -> Mapping[K, Lease]:
         """Place a lease on each key that is vacant; return those that were placed.
 
         Atomic for each key: of many callers one wins. A lease ends by ``fill``, by
@@ -347,7 +428,7 @@ class Cache(Protocol):
         """
         ...
 
-    def fill(self, key: EntityKey, lease: Lease, entry: Cached, ttl: float) -> bool:
+    def fill(self, key: CacheKey, lease: Lease, entry: Cached, ttl: float) -> bool:
         """Replace the lease by the entry, for ``ttl`` seconds, if it is still this lease.
 
         Atomic: returns False, with nothing changed, if the key was invalidated,
@@ -356,7 +437,7 @@ class Cache(Protocol):
         """
         ...
 
-    def invalidate(self, keys: Collection[EntityKey]) -> None:
+    def invalidate(self, keys: Collection[CacheKey]) -> None:
         """Make each key vacant, whatever it held. Safe to repeat.
 
         Returns only if the removal of every key was acknowledged; raises otherwise,

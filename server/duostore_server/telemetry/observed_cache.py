@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from duostore_server.domain.entities import Cached, Lease
-    from duostore_server.domain.keys import EntityKey
-    from duostore_server.domain.ports import Cache
+    from duostore_server.domain.keys import CacheKey
+    from duostore_server.domain.ports import Cache, K
     from duostore_server.telemetry.metrics import Metrics
 
 
@@ -26,27 +26,27 @@ class ObservedCache:
         self._fill = StoreCalls(metrics, Store.CACHE, "fill")
         self._invalidate = StoreCalls(metrics, Store.CACHE, "invalidate")
 
-    def read(self, keys: Collection[EntityKey]) -> Mapping[EntityKey, Cached | Lease]:
+    def read(self, keys: Collection[K]) -> Mapping[K, Cached | Lease]:
         with self._read() as call:
             found = self._delegate.read(keys)
             if not found:
                 call.outcome = "miss"
             return found
 
-    def lease(self, keys: Collection[EntityKey]) -> Mapping[EntityKey, Lease]:
+    def lease(self, keys: Collection[K]) -> Mapping[K, Lease]:
         with self._lease() as call:
             leases = self._delegate.lease(keys)
             if not leases:
                 call.outcome = "conflict"
             return leases
 
-    def fill(self, key: EntityKey, lease: Lease, entry: Cached, ttl: float) -> bool:
+    def fill(self, key: CacheKey, lease: Lease, entry: Cached, ttl: float) -> bool:
         with self._fill() as call:
             filled = self._delegate.fill(key, lease, entry, ttl)
             if not filled:
                 call.outcome = "conflict"
             return filled
 
-    def invalidate(self, keys: Collection[EntityKey]) -> None:
+    def invalidate(self, keys: Collection[CacheKey]) -> None:
         with self._invalidate():
             self._delegate.invalidate(keys)

@@ -1019,3 +1019,185 @@ class SettleQuotaResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SettleQuotaResponse: _TypeAlias = SettleQuotaResponse  # noqa: Y015
+
+@_typing.final
+class QueryRequest(_message.Message):
+    """Asks for the result of a named query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    PARAMS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """The tenant, which the query's SQL is told as :tenant. May be empty. Names as
+    in EntityKey.
+    """
+    query: _builtins.str
+    """The name of the query in the server's configuration. Required."""
+    page_size: _builtins.int
+    """The most rows to answer. 0 stands for all that the query allows."""
+    page_token: _builtins.str
+    """The next_page_token of an answer to the same query and parameters; empty for
+    the first page. ABORTED with reason RESULT_CHANGED if the result is not the one
+    that the token is of any more: begin again with the first page.
+    """
+    @_builtins.property
+    def params(self) -> _struct_pb2.Struct:
+        """The parameters by name, in any case and order. One that has a default, or is
+        optional, need not be there; null stands for one that is not. Whole numbers
+        beyond 2^53 and decimals are strings; a timestamp is a string of RFC 3339, a date
+        one of YYYY-MM-DD.
+        """
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        query: _builtins.str = ...,
+        params: _struct_pb2.Struct | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "params", b"params", "query", b"query", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryRequest: _TypeAlias = QueryRequest  # noqa: Y015
+
+@_typing.final
+class QueryResponse(_message.Message):
+    """Answers Query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    COLUMN_TYPES_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where the next page begins; empty if this is the last one."""
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the columns, in the order of the SQL."""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.ListValue]:
+        """The rows, each with a value for every column. Whole numbers of 2^53 and beyond
+        and decimals are strings; timestamps are strings of RFC 3339 in UTC, bytes are
+        base64, NULL is null.
+        """
+
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """All that was committed before this moment was seen."""
+
+    @_builtins.property
+    def receipt(self) -> _entity_pb2.Receipt:
+        """Where the result was read: the cache, or Aurora."""
+
+    @_builtins.property
+    def column_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The types of the columns, as PostgreSQL names them: "bigint", "text",
+        "timestamp with time zone".
+        """
+
+    def __init__(
+        self,
+        *,
+        columns: _abc.Iterable[_builtins.str] | None = ...,
+        rows: _abc.Iterable[_struct_pb2.ListValue] | None = ...,
+        next_page_token: _builtins.str = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        receipt: _entity_pb2.Receipt | None = ...,
+        column_types: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "receipt", b"receipt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "column_types", b"column_types", "columns", b"columns", "next_page_token", b"next_page_token", "receipt", b"receipt", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryResponse: _TypeAlias = QueryResponse  # noqa: Y015
+
+@_typing.final
+class ExportRequest(_message.Message):
+    """Asks for all rows of a named query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    PARAMS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """The tenant: see QueryRequest.tenant."""
+    query: _builtins.str
+    """The name of the query in the server's configuration. Required."""
+    @_builtins.property
+    def params(self) -> _struct_pb2.Struct:
+        """The parameters: see QueryRequest.params."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        query: _builtins.str = ...,
+        params: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["params", b"params", "query", b"query", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportRequest: _TypeAlias = ExportRequest  # noqa: Y015
+
+@_typing.final
+class ExportResponse(_message.Message):
+    """A portion of the rows of an Export. There is at least one, be it without rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    COLUMN_TYPES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the columns; in the first portion alone."""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.ListValue]:
+        """Rows, as in QueryResponse. Those of all portions together are the result."""
+
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """All that was committed before this moment was seen; in the first portion alone."""
+
+    @_builtins.property
+    def column_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The types of the columns: see QueryResponse.column_types. In the first portion
+        alone.
+        """
+
+    def __init__(
+        self,
+        *,
+        columns: _abc.Iterable[_builtins.str] | None = ...,
+        rows: _abc.Iterable[_struct_pb2.ListValue] | None = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        column_types: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "column_types", b"column_types", "columns", b"columns", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportResponse: _TypeAlias = ExportResponse  # noqa: Y015

@@ -90,6 +90,16 @@ class DataAccessStub:
                 request_serializer=duostore_dot_v1_dot_data__access__pb2.SettleQuotaRequest.SerializeToString,
                 response_deserializer=duostore_dot_v1_dot_data__access__pb2.SettleQuotaResponse.FromString,
                 _registered_method=True)
+        self.Query = channel.unary_unary(
+                '/duostore.v1.DataAccess/Query',
+                request_serializer=duostore_dot_v1_dot_data__access__pb2.QueryRequest.SerializeToString,
+                response_deserializer=duostore_dot_v1_dot_data__access__pb2.QueryResponse.FromString,
+                _registered_method=True)
+        self.Export = channel.unary_stream(
+                '/duostore.v1.DataAccess/Export',
+                request_serializer=duostore_dot_v1_dot_data__access__pb2.ExportRequest.SerializeToString,
+                response_deserializer=duostore_dot_v1_dot_data__access__pb2.ExportResponse.FromString,
+                _registered_method=True)
 
 
 class DataAccessServicer:
@@ -214,6 +224,32 @@ class DataAccessServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Query(self, request, context):
+        """Answers a named query, which reads Aurora by SQL of the server's
+        configuration. The result is cached under the query's name, its SQL and its
+        parameters: for the query's cache_ttl, or until an entity of a kind that it
+        depends on changes in the tenant. With all stores up, a Query that starts after
+        a Save of such a kind was answered with PROJECTION_DONE sees that Save.
+
+        INVALID_ARGUMENT names a query or parameter that is not known, or a value that
+        does not fit. FAILED_PRECONDITION with reason RESULT_TOO_LARGE if the result has
+        more rows or bytes than the query allows: narrow its parameters, or use Export.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Export(self, request, context):
+        """Streams the result of a named query, row by row as the database finds them:
+        whatever their number, never cached, and as of one moment. A caller that reads
+        slowly is waited for; one that stops reading is cut off after a while.
+
+        RESOURCE_EXHAUSTED if as many exports run as the server allows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DataAccessServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -266,6 +302,16 @@ def add_DataAccessServicer_to_server(servicer, server):
                     servicer.SettleQuota,
                     request_deserializer=duostore_dot_v1_dot_data__access__pb2.SettleQuotaRequest.FromString,
                     response_serializer=duostore_dot_v1_dot_data__access__pb2.SettleQuotaResponse.SerializeToString,
+            ),
+            'Query': grpc.unary_unary_rpc_method_handler(
+                    servicer.Query,
+                    request_deserializer=duostore_dot_v1_dot_data__access__pb2.QueryRequest.FromString,
+                    response_serializer=duostore_dot_v1_dot_data__access__pb2.QueryResponse.SerializeToString,
+            ),
+            'Export': grpc.unary_stream_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=duostore_dot_v1_dot_data__access__pb2.ExportRequest.FromString,
+                    response_serializer=duostore_dot_v1_dot_data__access__pb2.ExportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -544,6 +590,60 @@ class DataAccess:
             '/duostore.v1.DataAccess/SettleQuota',
             duostore_dot_v1_dot_data__access__pb2.SettleQuotaRequest.SerializeToString,
             duostore_dot_v1_dot_data__access__pb2.SettleQuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Query(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/duostore.v1.DataAccess/Query',
+            duostore_dot_v1_dot_data__access__pb2.QueryRequest.SerializeToString,
+            duostore_dot_v1_dot_data__access__pb2.QueryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/duostore.v1.DataAccess/Export',
+            duostore_dot_v1_dot_data__access__pb2.ExportRequest.SerializeToString,
+            duostore_dot_v1_dot_data__access__pb2.ExportResponse.FromString,
             options,
             channel_credentials,
             insecure,

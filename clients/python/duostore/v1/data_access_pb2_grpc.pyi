@@ -114,6 +114,24 @@ class DataAccessStub:
     it has expired; FAILED_PRECONDITION with reason RESERVATION_SETTLED if it was
     settled in another way. The same settlement again is answered as the first was.
     """
+    Query: _grpc.UnaryUnaryMultiCallable[_data_access_pb2.QueryRequest, _data_access_pb2.QueryResponse]
+    """Answers a named query, which reads Aurora by SQL of the server's
+    configuration. The result is cached under the query's name, its SQL and its
+    parameters: for the query's cache_ttl, or until an entity of a kind that it
+    depends on changes in the tenant. With all stores up, a Query that starts after
+    a Save of such a kind was answered with PROJECTION_DONE sees that Save.
+
+    INVALID_ARGUMENT names a query or parameter that is not known, or a value that
+    does not fit. FAILED_PRECONDITION with reason RESULT_TOO_LARGE if the result has
+    more rows or bytes than the query allows: narrow its parameters, or use Export.
+    """
+    Export: _grpc.UnaryStreamMultiCallable[_data_access_pb2.ExportRequest, _data_access_pb2.ExportResponse]
+    """Streams the result of a named query, row by row as the database finds them:
+    whatever their number, never cached, and as of one moment. A caller that reads
+    slowly is waited for; one that stops reading is cut off after a while.
+
+    RESOURCE_EXHAUSTED if as many exports run as the server allows.
+    """
 
 @_typing.type_check_only
 class DataAccessAsyncStub(DataAccessStub):
@@ -198,6 +216,24 @@ class DataAccessAsyncStub(DataAccessStub):
     NOT_FOUND with reason RESERVATION_NOT_FOUND if there is no such reservation or
     it has expired; FAILED_PRECONDITION with reason RESERVATION_SETTLED if it was
     settled in another way. The same settlement again is answered as the first was.
+    """
+    Query: _aio.UnaryUnaryMultiCallable[_data_access_pb2.QueryRequest, _data_access_pb2.QueryResponse]  # type: ignore[assignment]
+    """Answers a named query, which reads Aurora by SQL of the server's
+    configuration. The result is cached under the query's name, its SQL and its
+    parameters: for the query's cache_ttl, or until an entity of a kind that it
+    depends on changes in the tenant. With all stores up, a Query that starts after
+    a Save of such a kind was answered with PROJECTION_DONE sees that Save.
+
+    INVALID_ARGUMENT names a query or parameter that is not known, or a value that
+    does not fit. FAILED_PRECONDITION with reason RESULT_TOO_LARGE if the result has
+    more rows or bytes than the query allows: narrow its parameters, or use Export.
+    """
+    Export: _aio.UnaryStreamMultiCallable[_data_access_pb2.ExportRequest, _data_access_pb2.ExportResponse]  # type: ignore[assignment]
+    """Streams the result of a named query, row by row as the database finds them:
+    whatever their number, never cached, and as of one moment. A caller that reads
+    slowly is waited for; one that stops reading is cut off after a while.
+
+    RESOURCE_EXHAUSTED if as many exports run as the server allows.
     """
 
 class DataAccessServicer(metaclass=_abc_1.ABCMeta):
@@ -340,6 +376,36 @@ class DataAccessServicer(metaclass=_abc_1.ABCMeta):
         NOT_FOUND with reason RESERVATION_NOT_FOUND if there is no such reservation or
         it has expired; FAILED_PRECONDITION with reason RESERVATION_SETTLED if it was
         settled in another way. The same settlement again is answered as the first was.
+        """
+
+    @_abc_1.abstractmethod
+    def Query(
+        self,
+        request: _data_access_pb2.QueryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_data_access_pb2.QueryResponse, _abc.Awaitable[_data_access_pb2.QueryResponse]]:
+        """Answers a named query, which reads Aurora by SQL of the server's
+        configuration. The result is cached under the query's name, its SQL and its
+        parameters: for the query's cache_ttl, or until an entity of a kind that it
+        depends on changes in the tenant. With all stores up, a Query that starts after
+        a Save of such a kind was answered with PROJECTION_DONE sees that Save.
+
+        INVALID_ARGUMENT names a query or parameter that is not known, or a value that
+        does not fit. FAILED_PRECONDITION with reason RESULT_TOO_LARGE if the result has
+        more rows or bytes than the query allows: narrow its parameters, or use Export.
+        """
+
+    @_abc_1.abstractmethod
+    def Export(
+        self,
+        request: _data_access_pb2.ExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_data_access_pb2.ExportResponse], _abc.AsyncIterator[_data_access_pb2.ExportResponse]]:
+        """Streams the result of a named query, row by row as the database finds them:
+        whatever their number, never cached, and as of one moment. A caller that reads
+        slowly is waited for; one that stops reading is cut off after a while.
+
+        RESOURCE_EXHAUSTED if as many exports run as the server allows.
         """
 
 def add_DataAccessServicer_to_server(servicer: DataAccessServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

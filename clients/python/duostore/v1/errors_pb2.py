@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64uostore/v1/errors.proto\x12\x0b\x64uostore.v1*\xec\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12!\n\x1d\x45RROR_REASON_ENTITY_NOT_FOUND\x10\x02\x12\x1e\n\x1a\x45RROR_REASON_ENTITY_EXISTS\x10\x03\x12!\n\x1d\x45RROR_REASON_VERSION_MISMATCH\x10\x04\x12(\n$ERROR_REASON_MIN_VERSION_NOT_REACHED\x10\x05\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x06\x12&\n\"ERROR_REASON_WRITE_OUTCOME_UNKNOWN\x10\x07\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\x08\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\t\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\n\x12!\n\x1d\x45RROR_REASON_ANSWER_TOO_LARGE\x10\x0b\x12#\n\x1f\x45RROR_REASON_SNAPSHOT_NOT_FOUND\x10\x0c\x12\'\n#ERROR_REASON_IDEMPOTENCY_KEY_REUSED\x10\r\x12&\n\"ERROR_REASON_DUPLICATE_IN_PROGRESS\x10\x0e\x12&\n\"ERROR_REASON_RESERVATION_NOT_FOUND\x10\x0f\x12$\n ERROR_REASON_RESERVATION_SETTLED\x10\x10\x42\x64\n\x0f\x63om.duostore.v1B\x0b\x45rrorsProtoP\x01ZBgithub.com/duostore/duostore/clients/go/gen/duostore/v1;duostorev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64uostore/v1/errors.proto\x12\x0b\x64uostore.v1*\x95\x06\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12!\n\x1d\x45RROR_REASON_ENTITY_NOT_FOUND\x10\x02\x12\x1e\n\x1a\x45RROR_REASON_ENTITY_EXISTS\x10\x03\x12!\n\x1d\x45RROR_REASON_VERSION_MISMATCH\x10\x04\x12(\n$ERROR_REASON_MIN_VERSION_NOT_REACHED\x10\x05\x12\"\n\x1e\x45RROR_REASON_STORE_UNAVAILABLE\x10\x06\x12&\n\"ERROR_REASON_WRITE_OUTCOME_UNKNOWN\x10\x07\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\x08\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\t\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\n\x12!\n\x1d\x45RROR_REASON_ANSWER_TOO_LARGE\x10\x0b\x12#\n\x1f\x45RROR_REASON_SNAPSHOT_NOT_FOUND\x10\x0c\x12\'\n#ERROR_REASON_IDEMPOTENCY_KEY_REUSED\x10\r\x12&\n\"ERROR_REASON_DUPLICATE_IN_PROGRESS\x10\x0e\x12&\n\"ERROR_REASON_RESERVATION_NOT_FOUND\x10\x0f\x12$\n ERROR_REASON_RESERVATION_SETTLED\x10\x10\x12$\n ERROR_REASON_CONSTRAINT_VIOLATED\x10\x11\x12!\n\x1d\x45RROR_REASON_RESULT_TOO_LARGE\x10\x12\x12\x1f\n\x1b\x45RROR_REASON_RESULT_CHANGED\x10\x13\x12\x1d\n\x19\x45RROR_REASON_QUERY_FAILED\x10\x14\x12\x1e\n\x1a\x45RROR_REASON_QUERY_TIMEOUT\x10\x15\x42\x64\n\x0f\x63om.duostore.v1B\x0b\x45rrorsProtoP\x01ZBgithub.com/duostore/duostore/clients/go/gen/duostore/v1;duostorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.duostore.v1B\013ErrorsProtoP\001ZBgithub.com/duostore/duostore/clients/go/gen/duostore/v1;duostorev1'
   _globals['_ERRORREASON']._serialized_start=42
-  _globals['_ERRORREASON']._serialized_end=662
+  _globals['_ERRORREASON']._serialized_end=831
 # @@protoc_insertion_point(module_scope)

@@ -91,6 +91,31 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     another cost, or released. Of Quota with MODE_RESERVE: what its idempotency key
     had reserved was committed. Metadata: committed, refunded (units).
     """
+    ERROR_REASON_CONSTRAINT_VIOLATED: _ErrorReason.ValueType  # 17
+    """FAILED_PRECONDITION. A Save or Delete of a relational kind broke a constraint
+    of the database; nothing was written. Metadata: constraint (its name, or the
+    column that must not be NULL), and of Transact mutation (its index, where it is
+    known).
+    """
+    ERROR_REASON_RESULT_TOO_LARGE: _ErrorReason.ValueType  # 18
+    """FAILED_PRECONDITION. The result of a Query is larger than the query allows.
+    Narrow its parameters, or use Export; the same call fails again. Metadata: query,
+    bound ("max_rows" or "max_bytes") and limit.
+    """
+    ERROR_REASON_RESULT_CHANGED: _ErrorReason.ValueType  # 19
+    """ABORTED. The result that a page token is of has changed. Begin again with the
+    first page.
+    """
+    ERROR_REASON_QUERY_FAILED: _ErrorReason.ValueType  # 20
+    """FAILED_PRECONDITION. The database could not compute a query with these
+    parameters over the data as they are: a division by zero, a text that is no
+    number. Metadata: query and sqlstate.
+    """
+    ERROR_REASON_QUERY_TIMEOUT: _ErrorReason.ValueType  # 21
+    """DEADLINE_EXCEEDED. A query took longer than its timeout in the server's
+    configuration. Not UNAVAILABLE, which clients and proxies repeat by themselves.
+    Metadata: query.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the value of google.rpc.ErrorInfo.reason, without the
@@ -166,5 +191,30 @@ ERROR_REASON_RESERVATION_SETTLED: ErrorReason.ValueType  # 16
 """FAILED_PRECONDITION. The reservation was settled before, in another way: with
 another cost, or released. Of Quota with MODE_RESERVE: what its idempotency key
 had reserved was committed. Metadata: committed, refunded (units).
+"""
+ERROR_REASON_CONSTRAINT_VIOLATED: ErrorReason.ValueType  # 17
+"""FAILED_PRECONDITION. A Save or Delete of a relational kind broke a constraint
+of the database; nothing was written. Metadata: constraint (its name, or the
+column that must not be NULL), and of Transact mutation (its index, where it is
+known).
+"""
+ERROR_REASON_RESULT_TOO_LARGE: ErrorReason.ValueType  # 18
+"""FAILED_PRECONDITION. The result of a Query is larger than the query allows.
+Narrow its parameters, or use Export; the same call fails again. Metadata: query,
+bound ("max_rows" or "max_bytes") and limit.
+"""
+ERROR_REASON_RESULT_CHANGED: ErrorReason.ValueType  # 19
+"""ABORTED. The result that a page token is of has changed. Begin again with the
+first page.
+"""
+ERROR_REASON_QUERY_FAILED: ErrorReason.ValueType  # 20
+"""FAILED_PRECONDITION. The database could not compute a query with these
+parameters over the data as they are: a division by zero, a text that is no
+number. Metadata: query and sqlstate.
+"""
+ERROR_REASON_QUERY_TIMEOUT: ErrorReason.ValueType  # 21
+"""DEADLINE_EXCEEDED. A query took longer than its timeout in the server's
+configuration. Not UNAVAILABLE, which clients and proxies repeat by themselves.
+Metadata: query.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

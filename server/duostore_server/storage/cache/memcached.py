@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
     from duostore_server.domain.entities import Cached
     from duostore_server.domain.errors import StoreError
-    from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.keys import CacheKey
+    from duostore_server.domain.ports import K
     from duostore_server.storage.cache.wire import Connect, Connection
 
 # memcached takes a longer time for a date, in 1970.
@@ -123,8 +124,8 @@ class MemcachedCache:
         for node in self._nodes:
             node.close()
 
-    def read(self, keys: Collection[EntityKey]) -> Mapping[EntityKey, Cached | Lease]:
-        entries: dict[EntityKey, Cached | Lease] = {}
+    def read(self, keys: Collection[K]) -> Mapping[K, Cached | Lease]:
+        entries: dict[K, Cached | Lease] = {}
         damaged = []
         for key, raw in self._gather("read", keys, _get).items():
             entry = decode(raw)
@@ -137,10 +138,10 @@ class MemcachedCache:
             self._drop(damaged)
         return entries
 
-    def lease(self, keys: Collection[EntityKey]) -> Mapping[EntityKey, Lease]:
+    def lease(self, keys: Collection[K]) -> Mapping[K, Lease]:
         return self._gather("lease", keys, self._place)
 
-    def fill(self, key: EntityKey, lease: Lease, entry: Cached, ttl: float) -> bool:
+    def fill(self, key: CacheKey, lease: Lease, entry: Cached, ttl: float) -> bool:
         name = self._namespace.key(key)
         value = self._encoded(entry)
         expire = min(max(int(ttl), 1), _LONGEST_SECONDS)
@@ -149,7 +150,7 @@ class MemcachedCache:
             lambda connection: self._swap(connection, name, lease, value, expire), retry=False
         )
 
-    def invalidate(self, keys: Collection[EntityKey]) -> None:
+    def invalidate(self, keys: Collection[CacheKey]) -> None:
         # Asks a node that is shut off too. To fail at once would be as correct, since an
         # outbox row is kept, but the old entry would stay until the projector came; the
         # node may have been shut off for one slow answer, or may be up again.
@@ -184,7 +185,7 @@ class MemcachedCache:
         values = {name: self._encoded(lease) for name, lease in leases.items()}
         return {name: leases[name] for name in connection.add_many(values, LEASE_SECONDS)}
 
-    def _drop(self, damaged: Collection[EntityKey]) -> None:
+    def _drop(self, damaged: Collection[CacheKey]) -> None:
         try:
             self.invalidate(damaged)
         except StoreUnavailableError as error:
@@ -196,11 +197,11 @@ class MemcachedCache:
     def _gather(
         self,
         operation: str,
-        keys: Collection[EntityKey],
+        keys: Collection[K],
         ask: Callable[[Collection[bytes], Connection], Mapping[bytes, _Answer]],
-    ) -> dict[EntityKey, _Answer]:
+    ) -> dict[K, _Answer]:
         """Return the answers of all nodes that the keys concern; raise if none answered."""
-        answers: dict[EntityKey, _Answer] = {}
+        answers: dict[K, _Answer] = {}
         failures = []
         shares = self._shares(keys)
         ends = self._clock() + self._patience
@@ -218,9 +219,9 @@ class MemcachedCache:
             self._on_bypass(operation, failure)
         return answers
 
-    def _shares(self, keys: Collection[EntityKey]) -> list[tuple[Node, dict[bytes, EntityKey]]]:
+    def _shares(self, keys: Collection[K]) -> list[tuple[Node, dict[bytes, K]]]:
         """Return each node that the keys concern, with its keys by their memcached names."""
-        shares: dict[Node, dict[bytes, EntityKey]] = {}
+        shares: dict[Node, dict[bytes, K]] = {}
         for key in keys:
             name = self._namespace.key(key)
             shares.setdefault(self._node(name), {})[name] = key

@@ -15,7 +15,8 @@ from duostore_server.storage.cache.leases import LEASE_SECONDS, new_nonce
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.keys import CacheKey
+    from duostore_server.domain.ports import K
 
 # About what a slot takes beside its payload and its key's text: the entry, the table.
 _SLOT_BYTES: Final = 512
@@ -52,10 +53,10 @@ class MemoryCache:
         self._clock = clock
         self._lock = threading.Lock()
         # The least lately used first.
-        self._slots: OrderedDict[EntityKey, _Slot] = OrderedDict()
+        self._slots: OrderedDict[CacheKey, _Slot] = OrderedDict()
         self._bytes = 0
 
-    def read(self, keys: Collection[EntityKey]) -> Mapping[EntityKey, Cached | Lease]:
+    def read(self, keys: Collection[K]) -> Mapping[K, Cached | Lease]:
         entries = {}
         with self._lock:
             for key in keys:
@@ -65,7 +66,7 @@ class MemoryCache:
                     entries[key] = entry
         return entries
 
-    def lease(self, keys: Collection[EntityKey]) -> Mapping[EntityKey, Lease]:
+    def lease(self, keys: Collection[K]) -> Mapping[K, Lease]:
         leases = {}
         with self._lock:
             for key in keys:
@@ -74,7 +75,7 @@ class MemoryCache:
                     self._put(key, leases[key], _overhead(key), LEASE_SECONDS)
         return leases
 
-    def fill(self, key: EntityKey, lease: Lease, entry: Cached, ttl: float) -> bool:
+    def fill(self, key: CacheKey, lease: Lease, entry: Cached, ttl: float) -> bool:
         size = _overhead(key) + len(entry.payload or b"")
         with self._lock:
             if self._find(key) != lease:
@@ -85,12 +86,12 @@ class MemoryCache:
             self._put(key, entry, size, ttl)
             return True
 
-    def invalidate(self, keys: Collection[EntityKey]) -> None:
+    def invalidate(self, keys: Collection[CacheKey]) -> None:
         with self._lock:
             for key in keys:
                 self._remove(key)
 
-    def _find(self, key: EntityKey) -> Cached | Lease | None:
+    def _find(self, key: CacheKey) -> Cached | Lease | None:
         slot = self._slots.get(key)
         if slot is None:
             return None
@@ -99,19 +100,19 @@ class MemoryCache:
             return None
         return slot.entry
 
-    def _put(self, key: EntityKey, entry: Cached | Lease, size: int, ttl: float) -> None:
+    def _put(self, key: CacheKey, entry: Cached | Lease, size: int, ttl: float) -> None:
         self._slots[key] = _Slot(entry, self._clock() + ttl, size)
         self._bytes += size
         while len(self._slots) > self._max_entries or self._bytes > self._max_bytes:
             _, evicted = self._slots.popitem(last=False)
             self._bytes -= evicted.size
 
-    def _remove(self, key: EntityKey) -> None:
+    def _remove(self, key: CacheKey) -> None:
         slot = self._slots.pop(key, None)
         if slot is not None:
             self._bytes -= slot.size
 
 
-def _overhead(key: EntityKey) -> int:
+def _overhead(key: CacheKey) -> int:
     # Of a text with one rare character each takes 4 bytes, so its length would not do.
-    return _SLOT_BYTES + sys.getsizeof(key.tenant) + sys.getsizeof(key.kind) + sys.getsizeof(key.id)
+    return _SLOT_BYTES + sys.getsizeof(str(key))
