@@ -117,7 +117,7 @@ class Checks:
             hint += " (to require that the entity does not exist, set if_absent)"
         expected = request.precondition
         version = expected.version if isinstance(expected, IfVersion) else 1
-        wrong = [*_version_violations(version, at, hint), *others]
+        wrong = [*_version_violations(version, at, hint), *self._derived(request.key, at), *others]
         if not isinstance(request, Save):
             refuse((*self._key(request.key, f"{at}key"), *wrong))
             return request
@@ -150,6 +150,13 @@ class Checks:
             yield FieldViolation(field, text)
         elif policy is not None and policy.snapshots is None:
             yield FieldViolation(field, f"{key.kind!r} is configured to keep no snapshots")
+
+    def _derived(self, key: EntityKey, at: str) -> Iterator[FieldViolation]:
+        """Yield a violation if the kind is one that callers can only read."""
+        policy = self._policies.find(key)
+        if policy is not None and policy.derived:
+            text = f"{key.kind!r} is derived: it is computed from what it depends on; save that"
+            yield FieldViolation(f"{at}key.kind", text)
 
     def _together(self, request: Request, tenant: str, at: str) -> Iterator[FieldViolation]:
         """Yield why a request cannot be part of a transaction of this tenant."""

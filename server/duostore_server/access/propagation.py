@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from duostore_server.access.generations import generations_of
 from duostore_server.domain.entities import Form, Projection
 from duostore_server.domain.errors import DuostoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.entities import Entity
@@ -29,15 +30,22 @@ def projection_of(entity: Entity, encode: Callable[[Entity], bytes]) -> Projecti
 class Propagation:
     """Projects committed versions of different keys and busts their cache entries.
 
-    Safe to repeat and to reorder.
+    And with them the cached results of the queries that depend on their kinds. Safe to
+    repeat and to reorder.
     """
 
     def __init__(
-        self, projections: Projections, cache: Cache, encode: Callable[[Entity], bytes]
+        self,
+        projections: Projections,
+        cache: Cache,
+        encode: Callable[[Entity], bytes],
+        depended_on: Collection[str] = (),
     ) -> None:
+        """``depended_on`` are the kinds that some query depends on."""
         self._projections = projections
         self._cache = cache
         self._encode = encode
+        self._depended_on = frozenset(depended_on)
 
     def propagate(self, entities: Sequence[Entity], deadline: Deadline) -> bool:
         """Return True if every read that starts from now on sees these versions or newer ones.
@@ -59,7 +67,9 @@ class Propagation:
         return _done(put)
 
     def _invalidate(self, entities: Sequence[Entity]) -> bool:
-        return _done(lambda: self._cache.invalidate([entity.key for entity in entities]))
+        keys = [entity.key for entity in entities]
+        ended = generations_of(keys, self._depended_on)
+        return _done(lambda: self._cache.invalidate([*keys, *ended]))
 
 
 def _done(step: Callable[[], object]) -> bool:

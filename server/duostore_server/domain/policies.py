@@ -58,7 +58,8 @@ class KindPolicy:
     Times are seconds, or timedeltas. ``max_bytes`` bounds the document as compact JSON
     in UTF-8. ``ttl`` and ``consolidate_every`` are of kinds at home in DynamoDB: after
     ``ttl`` an entity is absent; ``consolidate_every`` so often it is brought to Aurora.
-    ``snapshots`` are kept for kinds at home in Aurora alone, if set.
+    ``snapshots`` are kept for kinds at home in Aurora alone, if set. Documents of a
+    ``derived`` kind are computed, and callers can only read them.
     ``schema_violations`` yields all that a document breaks of the kind's JSON
     Schema, with fields below ``data``.
     """
@@ -72,6 +73,7 @@ class KindPolicy:
     ttl: timedelta | None = None
     consolidate_every: timedelta | None = None
     snapshots: SnapshotPolicy | None = None
+    derived: bool = False
 
     @property
     def due_after(self) -> timedelta:

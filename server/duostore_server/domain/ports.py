@@ -366,18 +366,21 @@ class Queries(Protocol):
 class SourceChanges(Protocol):
     """The changes of sources that are not expanded to their end: a work set, in Aurora."""
 
-    def claim(self, limit: int, deadline: Deadline) -> Sequence[SourceChange]:
+    def claim(
+        self, limit: int, deadline: Deadline, *, fresh: bool = False
+    ) -> Sequence[SourceChange]:
         """Take up to ``limit`` due changes of configured sources, oldest first, for a few seconds.
 
-        As ``Outbox.claim``: one that is not expanded to its end falls due again by itself.
+        Only those that are not begun if ``fresh``. As ``Outbox.claim``: one that is not
+        expanded to its end falls due again by itself.
         """
         ...
 
     def expand(self, change: SourceChange, limit: int, deadline: Deadline) -> Expansion:
         """Make the next ``limit`` documents that a change touches stale, in one transaction.
 
-        Goes on where the last page ended, whoever did that one; after the last page the
-        change is gone. Safe to repeat.
+        Goes on where the last page ended, whoever did that one, and is due again at once,
+        behind the others; after the last page the change is gone. Safe to repeat.
         """
         ...
 
