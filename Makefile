@@ -24,8 +24,8 @@ run: $(VENV)/embedded.stamp ## Start the demo on 127.0.0.1:50051, with all it ne
 	@$(BIN)/duostore dev --config examples/proposals/duostore.toml
 
 .PHONY: test
-test: $(VENV)/dev.stamp stores ## Run every test against real stores; ARGS goes to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/dev.stamp stores ## Run every test, two at a time; ARGS goes to pytest, then one at a time
+	@$(BIN)/python -m pytest $(or $(ARGS),-n 2 --no-loadscope-reorder)
 
 .PHONY: test-long
 test-long: $(VENV)/dev.stamp stores ## Run the tests that take minutes

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 import structlog
+from xdist.scheduler import LoadScopeScheduling
 
 from duostore_server.embedded.process import EmbeddedStoreError
 from tests.support.installed import MissingProgramError
@@ -22,19 +23,43 @@ from tests.support.servers import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from xdist.remote import Producer
+
 ServerT = TypeVar("ServerT", bound=Server)
 
 
+class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist is shipped without types
+    """Gives each worker of pytest-xdist whole files, and to one of them all of ``tests/e2e``.
+
+    Every worker has stores of its own. Two of the services of ``tests/e2e`` at once are more
+    than a small machine runs within the times that those tests allow.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/e2e" if nodeid.startswith("tests/e2e/") else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _ByFile:
+    return _ByFile(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        # What takes longest goes first, or a worker would be left alone with it.
+        items.sort(key=lambda item: not item.nodeid.startswith("tests/e2e/"))
+
+
 @contextmanager
-def _required(server: ServerT) -> Iterator[ServerT]:
+def _required(server: ServerT, request: pytest.FixtureRequest) -> Iterator[ServerT]:
     """Run a server; end the whole run, and let it fail, if it is not installed."""
     try:
         with running(server):
             yield server
     except (MissingProgramError, EmbeddedStoreError) as error:
-        pytest.exit(
-            f"a store that the tests need is missing.\n{error}", pytest.ExitCode.USAGE_ERROR
-        )
+        # Unlike pytest.exit, this is heard from a worker of pytest-xdist too.
+        why = f"a store that the tests need is missing.\n{error}"
+        request.session.shouldfail = why
+        raise pytest.fail.Exception(why, pytrace=False) from None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,23 +72,23 @@ def _logs_are_pytests() -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
+def postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     """The PostgreSQL of this run. Shared: do not stop it, take a private one for that."""
-    with _required(PostgresServer()) as server:
+    with _required(PostgresServer(), request) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def dynamodb() -> Iterator[DynamoDBLocal]:
+def dynamodb(request: pytest.FixtureRequest) -> Iterator[DynamoDBLocal]:
     """The DynamoDB Local of this run. Shared: do not stop it, take a private one for that."""
-    with _required(DynamoDBLocal()) as server:
+    with _required(DynamoDBLocal(), request) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def memcached() -> Iterator[MemcachedServer]:
+def memcached(request: pytest.FixtureRequest) -> Iterator[MemcachedServer]:
     """The memcached of this run. Shared: do not stop it, take a private one for that."""
-    with _required(MemcachedServer()) as server:
+    with _required(MemcachedServer(), request) as server:
         yield server
 
 

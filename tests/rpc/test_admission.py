@@ -5,119 +5,29 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
-from prometheus_client import CollectorRegistry
 
 from duostore.v1 import data_access_pb2
 from duostore_server.rpc.admission import OpenStreams, Room
-from duostore_server.rpc.chain import CallChain
-from duostore_server.rpc.server import listening
 from duostore_server.rpc.surroundings import ReflectionService
-from duostore_server.telemetry.metrics import Metrics
-from tests.support.ports import free_port
+from tests.support.hanging_service import THREADS, Server, refused, server
 from tests.support.service import CALL_SECONDS, Caller
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-THREADS = 24
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
 LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="")
-
-
-class Hanging:
-    """The RPCs of a service that does not answer until ``go_on`` is set."""
-
-    def __init__(self) -> None:
-        self.go_on = threading.Event()
-        self.under_way = threading.Semaphore(0)
-
-    def _answer(self, _request: object, _deadline: object) -> bytes:
-        self.under_way.release()
-        self.go_on.wait(CALL_SECONDS)
-        return b""
-
-    Get = BatchGet = Save = Delete = Transact = _answer
-    Snapshot = GetSnapshot = ListSnapshots = Quota = SettleQuota = _answer
-
-
-class Server:
-    """A server over ``calls``, and a channel to it."""
-
-    def __init__(self, target: str, calls: Hanging, health: Any, channel: grpc.Channel) -> None:
-        self._target = target
-        self.calls = calls
-        self.health = health
-        self.channel = channel
-        self.data: Any = Caller(channel).stub
-        self.checks: Any = health_pb2_grpc.HealthStub(channel)
-        self.reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
-
-    def new_channel(self) -> grpc.Channel:
-        """Return a channel with a connection of its own."""
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        return grpc.insecure_channel(self._target, options=options)
-
-    def hang(self, count: int) -> list[Any]:
-        """Start calls that hang."""
-        request = data_access_pb2.GetRequest(strong=True)
-        return [self.data.Get.future(request, timeout=CALL_SECONDS) for _ in range(count)]
-
-    def holds(self, count: int) -> bool:
-        """Return whether of calls that hang this many are held, and the others refused."""
-        self.calls.go_on.clear()
-        request = data_access_pb2.GetRequest()
-        calls = [self.data.Get.future(request, timeout=0.5) for _ in range(2 * count)]
-        codes = [refused(call).code() for call in calls]
-        self.calls.go_on.set()
-        return (
-            codes.count(grpc.StatusCode.DEADLINE_EXCEEDED) == count
-            and codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == count
-        )
-
-    def check(self, *, within: float = 1.0) -> int:
-        return int(self.checks.Check(health_pb2.HealthCheckRequest(), timeout=within).status)
-
-
-@contextmanager
-def server(
-    *, threads: int = THREADS, most: int = 1000, drain_timeout: float = 60.0
-) -> Iterator[Server]:
-    calls = Hanging()
-    chain = CallChain(Metrics(CollectorRegistry()), default_deadline=5, max_deadline=60)
-    target = f"127.0.0.1:{free_port()}"
-    # The channel outlives the server, which has to end what is open on it.
-    with (
-        grpc.insecure_channel(target) as channel,
-        listening(
-            address=target,
-            threads=threads,
-            max_concurrent_rpcs=most,
-            max_message_bytes=1 << 20,
-            max_connection_age=600,
-            connection_age_grace=30,
-            drain_timeout=drain_timeout,
-            tls=None,
-            reflect=True,
-            chain=chain,
-            data_access=calls,  # type: ignore[arg-type]  # stands in for DataAccess
-        ) as answering,
-    ):
-        try:
-            yield Server(target, calls, answering.health, channel)
-        finally:
-            calls.go_on.set()
 
 
 def idle_stream(stub: Any, until: threading.Event) -> tuple[Any, grpc.StatusCode | None]:
@@ -133,12 +43,6 @@ def idle_stream(stub: Any, until: threading.Event) -> tuple[Any, grpc.StatusCode
     except grpc.RpcError:
         return stream, stream.code()
     return stream, None
-
-
-def refused(call: Any) -> grpc.RpcError:
-    with pytest.raises(grpc.RpcError) as error:
-        call.result(CALL_SECONDS)
-    return error.value
 
 
 def test_health_is_answered_beside_idle_reflection_and_hanging_calls() -> None:
@@ -183,6 +87,35 @@ def test_calls_beyond_the_bound_are_refused_at_once_and_health_is_not() -> None:
         assert all(call.result(CALL_SECONDS) is not None for call in held)
         # What was held is let go, a moment after it was answered.
         eventually(lambda: running.holds(8), within=CALL_SECONDS, what="there is room again")
+
+
+def test_queries_and_exports_take_no_thread_of_other_calls_and_are_bounded_by_themselves() -> None:
+    with server(most=30) as running:
+        query = data_access_pb2.QueryRequest()
+        queries = [running.data.Query.future(query, timeout=CALL_SECONDS) for _ in range(30)]
+        for _ in range(2):
+            assert running.calls.under_way.acquire(timeout=CALL_SECONDS)
+        exports = [running.export() for _ in range(2)]
+        for _ in exports:
+            assert running.calls.under_way.acquire(timeout=CALL_SECONDS)
+        export = data_access_pb2.ExportRequest()
+        further: list[Any] = [
+            refused(running.data.Query.future(query, timeout=CALL_SECONDS)),
+            running.data.Export(export, timeout=CALL_SECONDS).exception(CALL_SECONDS),
+        ]
+        for error in further:
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            status = rpc_status.from_call(error)
+            assert status is not None
+            assert status.details[1].Is(error_details_pb2.RetryInfo.DESCRIPTOR)
+        gets = running.hang(THREADS)
+        for _ in gets:
+            assert running.calls.under_way.acquire(timeout=CALL_SECONDS)
+        # Of the queries that wait none has begun meanwhile.
+        assert not running.calls.under_way.acquire(blocking=False)
+        running.calls.go_on.set()
+        assert all(call.result(CALL_SECONDS) is not None for call in (*queries, *gets))
+        assert all(list(stream) for stream in exports)
 
 
 def test_a_call_that_its_caller_gave_up_while_it_waited_leaves_the_room() -> None:

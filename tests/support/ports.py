@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 
@@ -14,9 +15,15 @@ _random = random.SystemRandom()
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on, never the same one twice."""
+    """Return a port of 127.0.0.1 that nobody listens on, never the same one twice.
+
+    Nor one that another worker of pytest-xdist is given, which may not listen on it yet.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    candidates = _CANDIDATES[worker % workers :: workers]
     while True:
-        port = _random.choice(_CANDIDATES)
+        port = _random.choice(candidates)
         if port not in _given and _is_free(port):
             _given.add(port)
             return port
