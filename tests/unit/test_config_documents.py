@@ -256,7 +256,8 @@ def test_policies_say_what_the_file_says() -> None:
         FieldViolation(
             "key.kind",
             "'invoice' is not a configured kind "
-            "(configured: editor_state, language, proposal, template)",
+            "(configured: author_card, country, country_card, editor_state, language, proposal, "
+            "subdivision, template)",
         )
     ]
 

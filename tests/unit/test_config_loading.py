@@ -22,7 +22,7 @@ from duostore_server.config import (
     policies,
 )
 from duostore_server.config.entries import Entry, entries, env_name
-from duostore_server.config.settings import Snapshots
+from duostore_server.config.kind_settings import Snapshots
 from duostore_server.domain.keys import EntityKey
 from duostore_server.domain.policies import SnapshotPolicy
 
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NOTE = "[kinds.note]\n"
-REQUIRED = {"limit": 1000, "window": "1m"}
+REQUIRED: Mapping[str, Mapping[str, object]] = {
+    "quotas": {"limit": 1000, "window": "1m"},
+    "queries": {"sql": "note.sql"},
+}
 BOUNDED = [entry for entry in entries() if entry.low is not None]
 
 
@@ -45,6 +48,7 @@ def problems(
 ) -> dict[str, str]:
     file = folder / "duostore.toml"
     file.write_text(text, encoding="utf-8")
+    (folder / "note.sql").write_text("SELECT 1 AS one")
     listed: tuple[Problem, ...] = ()
     try:
         load(file, environ or {}, serving=serving)
@@ -59,7 +63,7 @@ def toml(entry: Entry, value: object) -> str:
     table, name = ".".join(entry.path[:-1]).replace("NAME", "note"), entry.path[-1]
     header = NOTE if entry.path[0] != "kinds" else ""
     written = "inf" if value == math.inf else json.dumps(value)
-    needed = REQUIRED if entry.path[0] == "quotas" else {}
+    needed = REQUIRED.get(entry.path[0], {})
     others = "".join(f"{key} = {json.dumps(text)}\n" for key, text in needed.items() if key != name)
     return f"{header}[{table}]\n{others}{name} = {written}\n"
 
@@ -132,7 +136,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
         pool_max = 30
         [cache]
         nodes = ["a:1", "a:1"]
-        [queries.recent]
+        [views.recent]
         sql = "recent.sql"
         [kinds.proposal]
         cache_ttl = "60"
@@ -151,10 +155,10 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
             "a slow database must not hold every thread"
         ),
         "cache.nodes": 'lists "a:1" twice',
-        "queries": (
+        "views": (
             "is not known; known here: "
-            "server, aurora, dynamodb, cache, projector, consolidator, idempotency, metrics, "
-            "logging, kinds, quotas"
+            "server, aurora, dynamodb, cache, projector, consolidator, fan_out, idempotency, "
+            "metrics, logging, kinds, queries, quotas"
         ),
         "kinds.proposal.cache_ttl": (
             'must be a duration: a whole number and one of ms, s, m, h, d, such as "60s"'
@@ -235,7 +239,7 @@ def test_the_environment_is_checked_even_if_the_file_cannot_be_read(tmp_path: Pa
         ("[server.tls]\ncertificat = 'x'", "server.tls.certificat", '"certificate"?'),
         ("[kinds.note]\ncache_tll = '1m'", "kinds.note.cache_tll", '"cache_ttl"?'),
         ("[kinds.note.snapshots]\nkept = '7d'", "kinds.note.snapshots.kept", '"keep"?'),
-        ("[queries.calls]\nx = 1", "queries", "is not known; known here: server"),
+        ("[views.calls]\nx = 1", "views", "is not known; known here: server"),
         ('[kinds."a.b"]\nx = 1', 'kinds."a.b".x', "is not known"),
     ],
 )
@@ -263,8 +267,8 @@ def test_an_unknown_key_is_refused_with_a_guess(
         ("[kinds.'']", 'kinds.""', "the name of the kind must not be empty"),
         ("[kinds." + "x" * 65 + "]", "kinds." + "x" * 65, "has 65 bytes of UTF-8"),
         ('[kinds."a\\u0007"]', 'kinds."a\a"', "holds the control character U+0007"),
-        ("", "kinds", "at least one kind or quota is needed: a table [kinds.NAME] or [quotas.NA"),
-        ("[kinds]\n[quotas]", "kinds", "at least one kind or quota is needed"),
+        ("", "kinds", "at least one kind, query or quota is needed: a table [kinds.NAME], [que"),
+        ("[kinds]\n[quotas]", "kinds", "at least one kind, query or quota is needed"),
     ],
 )
 def test_tables_and_names_of_kinds_are_checked(
@@ -319,7 +323,7 @@ def test_bounds_are_inclusive_and_told(entry: Entry, tmp_path: Path) -> None:
         too_low = entry.form.write(entry.low - step)
         assert problems(toml(entry, too_low), tmp_path)[key] == f"must be {low} to {high}"
     for good in (low, high):
-        Settings.model_validate(tomllib.loads(toml(entry, good)))
+        Settings.model_validate(tomllib.loads(toml(entry, good)), context={"folder": tmp_path})
 
 
 @pytest.mark.parametrize("entry", entries(), ids=lambda entry: ".".join(entry.path))
@@ -327,7 +331,7 @@ def test_bounds_are_inclusive_and_told(entry: Entry, tmp_path: Path) -> None:
 def test_no_message_speaks_of_the_machinery(entry: Entry, value: object, tmp_path: Path) -> None:
     found = problems(toml(entry, value), tmp_path)
 
-    fits = isinstance(value, int) or (value == {} and entry.path[-1] == "overrides")
+    fits = isinstance(value, int) or (value == {} and entry.path[-1] in {"overrides", "params"})
     assert found or fits
     for message in found.values():
         assert not re.search(r"pydantic|input|Error|Errno|\bstr\b|\bdict\b|\bint\b", message)
@@ -480,7 +484,7 @@ def test_without_a_file_the_environment_says_everything() -> None:
     )
 
     assert (loaded.kinds["note"].cache_ttl, loaded.server.workers) == (7, 3)
-    with pytest.raises(ConfigError, match="kinds: at least one kind or quota is needed"):
+    with pytest.raises(ConfigError, match="kinds: at least one kind, query or quota is needed"):
         load(None, {})
 
 
@@ -703,7 +707,7 @@ def test_paths_are_seen_from_the_folder_of_the_file(
 @pytest.mark.parametrize("entry", entries(), ids=lambda entry: ".".join(entry.path))
 def test_every_variable_of_the_reference_is_known(entry: Entry, tmp_path: Path) -> None:
     name = env_name(tuple("note" if part == "NAME" else part for part in entry.path))
-    text = f"{NOTE}[quotas.note]\nlimit = 1\nwindow = '1m'\n"
+    text = f"{NOTE}[quotas.note]\nlimit = 1\nwindow = '1m'\n[queries.note]\nsql = 'note.sql'\n"
 
     assert name not in problems(text, tmp_path, {name: "?"})
 

@@ -1,4 +1,4 @@
-"""The option that names the configuration file, and what commands do with it."""
+"""The options that name the configuration and the data of `duostore dev`, and their use."""
 
 # ruff: noqa: PLC0415 - a command imports its work when it runs
 
@@ -13,8 +13,9 @@ import typer
 if TYPE_CHECKING:
     from duostore_server.config import Settings
 
-# Exit code of a command whose input or configuration cannot be used.
+# Exit codes of a command: its input or configuration cannot be used; a store cannot be reached.
 UNUSABLE: Final = 2
+UNAVAILABLE: Final = 3
 
 ConfigFile = Annotated[
     Path,
@@ -26,6 +27,17 @@ ConfigFile = Annotated[
     ),
 ]
 DEFAULT_CONFIG: Final = Path("duostore.toml")
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Reach the PostgreSQL of the `duostore dev` that runs with this folder, whatever the "
+        "configuration names. That of `make run` is .duostore.",
+        show_default=False,
+    ),
+]
 
 
 def settings_of(path: Path, *, process: str, serving: bool = False) -> Settings:
@@ -41,6 +53,22 @@ def settings_of(path: Path, *, process: str, serving: bool = False) -> Settings:
         fail(f"{path}: {error}")
     log_as(process, settings)
     return settings
+
+
+def dsn_of_dev(data: Path) -> str:
+    """Return how to reach the PostgreSQL of the `duostore dev` that runs with a folder.
+
+    Ends the command if none is running.
+    """
+    from duostore_server.embedded.postgres_address import running_dsn
+    from duostore_server.embedded.process import EmbeddedStoreError
+
+    try:
+        # Where `duostore dev` keeps it.
+        return running_dsn(data / "postgres")
+    except EmbeddedStoreError as error:
+        hint = "--data names the folder of a `duostore dev` that is running"
+        fail(f"{error}; {hint}", UNAVAILABLE)
 
 
 def log_as(process: str, settings: Settings) -> None:

@@ -65,8 +65,11 @@ def greeting(settings: Settings, data: Path, duostore: str) -> list[str]:
 
 
 def _to_try(settings: Settings, address: str, duostore: str) -> list[str]:
-    """Return what to do with the first kind or, if there is none, with the first quota."""
-    if not settings.kinds:
+    """Return what to do with the first kind that can be saved; without one, with what there is."""
+    kind = next((name for name, kind in settings.kinds.items() if not kind.is_derived), None)
+    if kind is not None:
+        return _saving(settings, kind, address, duostore)
+    if settings.quotas:
         quota = next(iter(settings.quotas))
         return [
             "Use a quota:",
@@ -74,8 +77,20 @@ def _to_try(settings: Settings, address: str, duostore: str) -> list[str]:
             "or, without grpcurl:",
             f"  {duostore} quota {shlex.quote(quota)} alice --target {address}",
         ]
-    kind, policy = next(iter(settings.kinds.items()))
-    schema = policy.document_schema
+    if settings.queries:
+        query = next(iter(settings.queries))
+        return [
+            "Ask a query:",
+            f"  {_grpcurl(address, 'Query', {'query': query})}",
+            "or, without grpcurl:",
+            f"  {duostore} query {shlex.quote(query)} --target {address}",
+        ]
+    key = {"kind": next(iter(settings.kinds)), "id": "1"}
+    return ["Read something:", f"  {_grpcurl(address, 'Get', {'key': key})}"]
+
+
+def _saving(settings: Settings, kind: str, address: str, duostore: str) -> list[str]:
+    schema = settings.kinds[kind].document_schema
     document = (schema.example if schema else None) or {"hello": "world"}
     key = {"kind": kind, "id": "1"}
     return [

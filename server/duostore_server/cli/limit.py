@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from duostore_server.cli.client_options import reflowed, utf8
-from duostore_server.cli.config_file import DEFAULT_CONFIG, ConfigFile, settings_of
+from duostore_server.cli.config_file import DEFAULT_CONFIG, ConfigFile, Data, settings_of
 from duostore_server.domain.limits import LimitKey
 
 limit_app = typer.Typer(
@@ -40,17 +39,6 @@ Caller = Annotated[
         metavar="NAME",
         envvar="DUOSTORE_CALLER",
         help="Who sets it, for `duostore limit list`; your login if it is left out.",
-        show_default=False,
-    ),
-]
-
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        metavar="FOLDER",
-        help="Reach the PostgreSQL of the `duostore dev` that runs with this folder, whatever the "
-        "configuration names. That of `make run` is .duostore.",
         show_default=False,
     ),
 ]

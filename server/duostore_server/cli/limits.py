@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from duostore_server.cli.config_file import fail
+from duostore_server.cli.config_file import UNAVAILABLE, dsn_of_dev, fail
 from duostore_server.config.problems import suggestion
 from duostore_server.config.values import duration_text
 from duostore_server.domain.errors import StoreError
 from duostore_server.domain.limits import limit_key_violations, most_units
 from duostore_server.domain.quotas import AlgorithmName
-from duostore_server.embedded.postgres_address import running_dsn
-from duostore_server.embedded.process import EmbeddedStoreError
 from duostore_server.storage.aurora.limits import list_limits, set_limit, unset_limit
 from duostore_server.storage.aurora.migrate import MigrationError
 
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from duostore_server.storage.aurora.limits import SetLimit
 
 _FAILED: Final = 1
-_UNAVAILABLE: Final = 3
 _MAX_CALLER: Final = 128
 _SOON: Final = "in force within two seconds"
 _HEADER: Final = ("QUOTA", "TENANT", "SUBJECT", "LIMIT", "SET BY", "AT", "")
@@ -117,12 +114,7 @@ def _not_configured(quota: str, settings: Settings) -> str:
 
 def _dsn(settings: Settings, data: Path | None) -> str:
     if data is not None:
-        try:
-            # Where `duostore dev` keeps it.
-            return running_dsn(data / "postgres")
-        except EmbeddedStoreError as error:
-            hint = "--data names the folder of a `duostore dev` that is running"
-            fail(f"{error}; {hint}", _UNAVAILABLE)
+        return dsn_of_dev(data)
     if settings.aurora.dsn is None:
         fail(
             "aurora.dsn: is required: how to reach the writer, whose table duostore.control holds "
@@ -138,7 +130,7 @@ def _explained() -> Iterator[None]:
     except (MigrationError, StoreError) as error:
         # Shown to whoever runs the deployment: here the driver's words help.
         cause = f" ({error.__cause__})" if isinstance(error, StoreError) else ""
-        fail(f"{error}{cause}", _UNAVAILABLE if cause else _FAILED)
+        fail(f"{error}{cause}", UNAVAILABLE if cause else _FAILED)
 
 
 def _whom(key: LimitKey) -> str:

@@ -17,6 +17,7 @@ from duostore_server.cli import client
 from duostore_server.cli.config_file import (
     DEFAULT_CONFIG,
     ConfigFile,
+    Data,
     fail,
     log_as,
     settings_of,
@@ -105,10 +106,11 @@ def dev(
     from duostore_server.cli.addresses import AddressInUseError
     from duostore_server.cli.dev import run
     from duostore_server.embedded.process import EmbeddedStoreError
+    from duostore_server.storage.aurora.migrate import MigrationError
 
     try:
         run(settings_of(config, process="dev"), data)
-    except (AddressInUseError, EmbeddedStoreError) as error:
+    except (AddressInUseError, EmbeddedStoreError, MigrationError) as error:
         fail(str(error))
 
 
@@ -137,10 +139,16 @@ def background(settings: Inherited) -> None:
 
 
 @config_app.command("check")
-def config_check(config: ConfigFile = DEFAULT_CONFIG) -> None:
-    """Report every problem of the configuration at once; exit with 2 if there is one."""
-    settings_of(config, process="config")
-    typer.echo(f"{config}: no problems")
+def config_check(config: ConfigFile = DEFAULT_CONFIG, data: Data = None) -> None:
+    """Report every problem of the configuration at once; exit with 2 if there is one.
+
+    If aurora.dsn is set, or --data given, the database prepares all SQL files and says what is
+    wrong with them, each with its file and line. It changes nothing. Exit with 3 if it cannot
+    be reached.
+    """
+    from duostore_server.cli.config_check import run
+
+    raise typer.Exit(run(config, settings_of(config, process="config"), data))
 
 
 @config_app.command("show")

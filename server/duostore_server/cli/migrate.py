@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from duostore_server.bootstrap import dsn_of, dynamodb_client
+from duostore_server.config import read_models
 from duostore_server.domain.errors import StoreError
 from duostore_server.storage.aurora.migrate import MigrationError, migrate
+from duostore_server.storage.aurora.triggers import install
 from duostore_server.storage.dynamodb.tables import create_tables
 
 if TYPE_CHECKING:
@@ -19,11 +21,13 @@ if TYPE_CHECKING:
 def run(settings: Settings) -> int:
     """Apply what is missing, say what was done, and return the exit code."""
     try:
-        applied = migrate(dsn_of(settings))
+        applied = migrate(dsn_of(settings), own=settings.aurora.own_migrations)
         for name in applied:
             typer.echo(f"aurora: applied {name}")
         if not applied:
             typer.echo("aurora: up to date")
+        for line in install(dsn_of(settings), read_models(settings)):
+            typer.echo(f"aurora: {line}")
         _create_tables(settings)
     except (MigrationError, StoreError) as error:
         # Shown to the person who set the store up: here the driver's words help.

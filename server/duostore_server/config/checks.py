@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from duostore_server.config.entries import dotted
+from duostore_server.config.finding import Finding
 from duostore_server.config.problems import ConfigError, Problem
+from duostore_server.config.sql_checks import kind_findings, query_findings
 from duostore_server.config.values import duration_text, size_text
 from duostore_server.domain.documents import most_struct_bytes
 from duostore_server.domain.limits import most_units
@@ -31,14 +32,6 @@ _AROUND_BYTES: Final = 1024
 _LEAST_SUB_WINDOW_SECONDS: Final = 0.01
 
 _EVERYWHERE: Final = {"0.0.0.0", "::"}  # noqa: S104 - compared with, never bound to
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that does not fit. ``paths`` are the keys involved, the one to change first."""
-
-    paths: tuple[Key, ...]
-    message: str
 
 
 def check_for_serve(settings: Settings) -> None:
@@ -66,15 +59,18 @@ def serve_findings(settings: Settings) -> Iterator[Finding]:
 
 def findings(settings: Settings) -> Iterator[Finding]:
     """Yield everything that does not fit together."""
-    if not settings.kinds and not settings.quotas:
+    if not settings.kinds and not settings.queries and not settings.quotas:
         yield Finding(
-            (("kinds",), ("quotas",)),
-            "at least one kind or quota is needed: a table [kinds.NAME] or [quotas.NAME]",
+            (("kinds",), ("queries",), ("quotas",)),
+            "at least one kind, query or quota is needed: a table [kinds.NAME], [queries.NAME] or "
+            "[quotas.NAME]",
         )
     yield from _threads(settings)
     yield from _times(settings)
     yield from _messages(settings)
     yield from _homes(settings)
+    yield from kind_findings(settings)
+    yield from query_findings(settings)
     for name, quota in settings.quotas.items():
         yield from _counting(("quotas", name), quota)
     yield from _tls(settings)
@@ -114,6 +110,7 @@ def _times(settings: Settings) -> Iterator[Finding]:
         (("server", "default_deadline"), ("server", "connection_age_grace")),
         (("server", "default_deadline"), ("server", "drain_timeout")),
         (("aurora", "lock_timeout"), ("aurora", "statement_timeout")),
+        (("server", "export_stall"), ("server", "export_deadline")),
     ):
         limit = _seconds(settings, long)
         if _seconds(settings, short) > limit:

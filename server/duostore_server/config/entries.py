@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-# The names of tables and of the key in them. Names of kinds and quotas are free.
+# The names of tables and of the key in them. Names of kinds, queries and quotas are free.
 Key: TypeAlias = tuple[str, ...]
 
 ENV_PREFIX: Final = "DUOSTORE__"
-# Stands for the name of a kind or quota.
+# Stands for the name of a kind, query or quota.
 NAME: Final = "NAME"
 
 _FORMS: Final = {
@@ -65,7 +65,7 @@ class Entry:
         return self.type is SecretStr
 
     def matches(self, path: Key) -> bool:
-        """Whether the path names this key, whatever the kind or quota is called."""
+        """Whether the path names this key, whatever the kind, query or quota is called."""
         return len(path) == len(self.path) and all(
             own in (name, NAME) for own, name in zip(self.path, path, strict=True)
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_origin
 
@@ -26,9 +27,9 @@ class Overrides:
 
 
 def overrides(environ: Mapping[str, str], named: Mapping[str, Collection[str]] | None) -> Overrides:
-    """Return what the environment overrides of a file with these kinds and quotas.
+    """Return what the environment overrides of a file with these kinds, queries and quotas.
 
-    ``named`` has their names, by ``kinds`` and ``quotas``. A variable that looks like one of
+    ``named`` has their names, by table, such as ``kinds``. A variable that looks like one of
     ours and matches no key is a problem, since a typing error must not be silent. ``None``
     says that the names are not known: then variables about them are passed over. Space
     around a value is not part of it.
@@ -103,8 +104,17 @@ def _value(entry: Entry, text: str) -> object:
     if get_origin(entry.type) is tuple:
         return [part.strip() for part in text.split(",")]
     if get_origin(entry.type) is Mapping:
-        return _table(text)
+        return _inline(text) if text.startswith("{") else _table(text)
+    if get_origin(entry.type) is Sequence:
+        return _inline(text)
     return text
+
+
+def _inline(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return text
 
 
 def _table(text: str) -> object:

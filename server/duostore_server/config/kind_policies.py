@@ -15,7 +15,8 @@ from duostore_server.domain.policies import (
 )
 
 if TYPE_CHECKING:
-    from duostore_server.config.settings import Kind, Settings, Snapshots
+    from duostore_server.config.kind_settings import Kind, Snapshots
+    from duostore_server.config.settings import Settings
 
 
 def policies(settings: Settings) -> Policies:
@@ -33,6 +34,7 @@ def _policy(kind: Kind) -> KindPolicy:
         ttl=_time(kind.ttl),
         consolidate_every=_time(kind.consolidate_every),
         snapshots=_snapshots(kind.snapshots),
+        derived=kind.is_derived,
     )
     schema = kind.document_schema
     return replace(policy, schema_violations=schema.violations) if schema else policy

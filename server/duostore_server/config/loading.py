@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import ValidationError
 
 from duostore_server.config.checks import findings, serve_findings
-from duostore_server.config.entries import dotted, entries
+from duostore_server.config.entries import dotted, entry_at
 from duostore_server.config.environment import named_tables, names_told, overrides
 from duostore_server.config.problems import ConfigError, Problem, message_of
 from duostore_server.config.settings import Settings
@@ -28,7 +28,7 @@ def load(path: Path | None, environ: Mapping[str, str], *, serving: bool = False
     Raises ``ConfigError`` with all problems at once, each under its key. ``serving``
     adds what ``serve`` requires: see ``check_for_serve``. Paths in the configuration,
     those in variables too, are seen from the file's folder; without a file from the
-    current one. Without a file the variables name the kinds and quotas as well.
+    current one. Without a file the variables name the kinds, queries and quotas as well.
     """
     document, problems = _read(path)
     if document is None:
@@ -83,7 +83,8 @@ def _merged(document: _Table, values: Mapping[Key, object]) -> _Table:
 def _validated(data: _Table, folder: Path) -> tuple[Settings, list[tuple[Key, str]]]:
     """Return the settings and what is wrong with them.
 
-    Defaults stand in for what is and, where a key has none, its lowest value.
+    Defaults stand in for what is and, where a key has none, its lowest value. Where there is
+    none either, the whole table goes: what is said of it is told.
     """
     try:
         return Settings.model_validate(data, context={"folder": folder}), []
@@ -94,7 +95,12 @@ def _validated(data: _Table, folder: Path) -> tuple[Settings, list[tuple[Key, st
     try:
         return Settings.model_validate(data, context={"folder": folder}), faults
     except ValidationError as error:
-        data = _merged(data, {key: _lowest(key) for key, _ in _faults(error)})
+        for key, _ in _faults(error):
+            entry = entry_at(key)
+            if entry is None or entry.low is None:
+                _drop(data, key[:2])
+            else:
+                _merged(data, {key: entry.form.write(entry.low)})
     return Settings.model_validate(data, context={"folder": folder}), faults
 
 
@@ -103,7 +109,7 @@ def _faults(error: ValidationError) -> Iterator[tuple[Key, str]]:
         # Only says that the default depends on a key which has a fault of its own.
         if details["type"] == "default_factory_not_called":
             continue
-        # pydantic adds "[key]" if it is a name of a kind or quota that is wrong.
+        # pydantic adds "[key]" if it is a name of a kind, query or quota that is wrong.
         key = tuple(str(part) for part in details["loc"] if part != "[key]")
         yield key, message_of(details, key)
 
@@ -115,12 +121,6 @@ def _drop(table: _Table, key: Key) -> None:
             return
         table = inner
     table.pop(key[-1], None)
-
-
-def _lowest(key: Key) -> object:
-    """Return the lowest value of a key, as the file would have it."""
-    (entry,) = (each for each in entries() if each.matches(key))
-    return entry.form.write(entry.low)
 
 
 def _misfits(

@@ -30,9 +30,10 @@ it at work.
 
 - A variable beats the file, the file beats the default. `DUOSTORE__AURORA__POOL_MAX=16` overrides
   `pool_max` in `[aurora]`; the items of a list are separated by commas, and so are those of a
-  table, each of them `NAME=NUMBER`. In the name of a kind or quota, characters that a shell does
-  not allow become underscores: `DUOSTORE__KINDS__BLOG_POST__CACHE_TTL` is for `[kinds.blog-post]`.
-  A variable overrides kinds and quotas of the file and adds none.
+  table, each of them `NAME=NUMBER` or `NAME=TYPE`. What has tables within is written as in TOML. In
+  the name of a kind, query or quota, characters that a shell does not allow become underscores:
+  `DUOSTORE__KINDS__BLOG_POST__CACHE_TTL` is for `[kinds.blog-post]`. A variable overrides kinds,
+  queries and quotas of the file and adds none.
 - Everything is checked before anything starts, and all problems are reported at once, each with its
   key. Unknown keys are problems, and so are variables that begin with `DUOSTORE__` and match none.
 - A duration is a whole number and one of `ms`, `s`, `m`, `h`, `d`: `"250ms"`, `"10m"`. A size is a
@@ -43,6 +44,11 @@ it at work.
 In a schema for documents (`kinds.NAME.schema`) `format` is checked, `1.0` is an integer, references
 stay within the file, and patterns know neither look-around nor back-references, which can be made
 to take unbounded time.
+
+In SQL files `:name` is a parameter, in lower case, whose value is sent beside the SQL; not so in
+strings, quoted names and comments. `::` is a cast. In a slice of an array a colon needs a space
+before a name: `a[1: n]`. A file has one statement, but for `save_sql` and `delete_sql`. `duostore
+config check` has the database prepare all of them and tells the file and line of what is wrong.
 """
 
 
@@ -113,10 +119,12 @@ def _line(entry: Entry, value: Any, note: str | None) -> str:  # noqa: ANN401 - 
     return f"{line}  # in force: {note}" if note else line
 
 
-def _toml(value: str | int | list[str] | dict[str, int]) -> str:
+def _toml(value: object) -> str:
     if isinstance(value, dict):
         items = ", ".join(f"{_toml(name)} = {_toml(item)}" for name, item in value.items())
         return f"{{ {items} }}" if items else "{}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_toml(item) for item in value)}]"
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -5,34 +5,31 @@ Defaults, validation, environment names, the reference and the JSON Schema deriv
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Final, Literal
 
 from pydantic import ConfigDict, Field, SecretStr
 
-from duostore_server.config.document_schema import SchemaFile
+from duostore_server.config.kind_settings import Kind
+from duostore_server.config.query_settings import Query
 from duostore_server.config.quota_settings import Quota
-from duostore_server.config.section import Section, between, duration, setting, size
+from duostore_server.config.section import Section, duration, setting, size
+from duostore_server.config.sql_folder import Migrations
 from duostore_server.config.values import (
     Dsn,
     Duration,
     File,
-    History,
     HostPort,
     KindName,
     Namespace,
     Nodes,
     OptionalHostPort,
+    QueryName,
     QuotaName,
     Region,
     Size,
     TablePrefix,
     Url,
 )
-
-
-def _cache_ttl(kind: dict[str, Any]) -> Any:  # noqa: ANN401 - read as if it stood in the file
-    return "5s" if kind.get("home") == "dynamodb" else "60s"
-
 
 _UNHURRIED_SECONDS: Final = 10.0
 
@@ -98,6 +95,26 @@ class Server(Section):
     max_deadline: Duration = duration(
         "60s", "The longest deadline; longer ones are cut to it.", "100ms", "10m"
     )
+    query_threads: int = setting(
+        8,
+        "Queries that each process computes or answers from the cache at a time, on threads of "
+        "their own.",
+        1,
+        64,
+    )
+    export_streams: int = setting(
+        2,
+        "Exports that each process streams at a time, each with a thread and a connection to "
+        "Aurora of its own; more are refused.",
+        1,
+        32,
+    )
+    export_deadline: Duration = duration(
+        "1h", "The longest deadline of an Export, and that of one that comes without.", "1s", "24h"
+    )
+    export_stall: Duration = duration(
+        "30s", "After so long a client that takes nothing of its Export is cut off.", "1s", "1h"
+    )
     reflection: bool = setting(True, "Whether tools such as grpcurl may ask for the API.")  # noqa: FBT003 - a default
     tls: Tls = Field(
         default_factory=Tls,
@@ -110,6 +127,17 @@ class Aurora(Section):
 
     dsn: Dsn | None = setting(
         None, "How to reach the writer. Required by `serve`. Secret: better set by environment."
+    )
+    reader_dsn: Dsn | None = setting(
+        None,
+        "How to reach the readers, which queries are then asked of as long as they have caught up "
+        "with the writer. Secret: better set by environment.",
+    )
+    migrations: Migrations | None = setting(
+        None,
+        "A folder of SQL files that make your own tables, such as `0001_invoices.sql`: `duostore "
+        "migrate` and `duostore dev` apply each once, in the order of their numbers, after "
+        "Duostore's own.",
     )
     pool_min: int = setting(1, "Connections that each process keeps open.", 0, 60)
     pool_max: int = setting(8, "Connections that each process may open.", 1, 60)
@@ -132,6 +160,11 @@ class Aurora(Section):
         "Whether a transaction pooler (RDS Proxy, PgBouncer) stands before the database: "
         "then nothing is prepared.",
     )
+
+    @property
+    def own_migrations(self) -> tuple[tuple[str, bytes], ...]:
+        """Return the names and contents of the user's own migrations, in order."""
+        return self.migrations.files if self.migrations else ()
 
 
 class DynamoDB(Section):
@@ -242,62 +275,12 @@ class Idempotency(Section):
     )
 
 
-class Snapshots(Section):
-    """``[kinds.NAME.snapshots]``."""
+class FanOut(Section):
+    """``[fan_out]``."""
 
-    consolidate_every: Duration = duration(
-        "30s", "How long the newest snapshot may wait to be brought to Aurora.", "1s", "24h"
-    )
-    keep: History = duration(
-        "7d",
-        "How long a snapshot that is not the newest is kept, from when Aurora has it or a newer "
-        "one: `0s`, which keeps none, or `1m` and more.",
-        "0s",
-        "3650d",
-    )
-
-
-class Kind(Section):
-    """``[kinds.NAME]``."""
-
-    home: Literal["aurora", "dynamodb"] = setting(
-        "aurora",
-        "The store that is right about this kind. `dynamodb` is for temporary, simple data in "
-        "large numbers: Aurora is not asked, Transact takes no such kinds, and a document may not "
-        "pass 400 KB as it is stored, compressed.",
-    )
-    cache_ttl: Annotated[Duration, *between("1s", "24h")] = Field(
-        default_factory=_cache_ttl,
-        description="How long an entity is cached: the last bound on what a reader sees. If not "
-        'set, `60s`, and `5s` with home = "dynamodb", where readers may see the old value for so '
-        "long if a server dies while it saves.",
-    )
-    absent_ttl: Duration = duration(
-        "10s", "How long it is remembered that an entity does not exist.", "5s", "30s"
-    )
-    ttl: Annotated[Duration, *between("1s", "3650d")] | None = setting(
-        None,
-        'How long an entity exists after its last Save, to the second. Needs home = "dynamodb"; '
-        "if not set, until it is deleted.",
-    )
-    consolidate_every: Annotated[Duration, *between("1s", "24h")] | None = setting(
-        None,
-        "How long a change may wait to be brought to Aurora, as a draft. Needs "
-        'home = "dynamodb"; if not set, none is.',
-    )
-    projection: Literal["inline", "async"] = setting(
-        "inline",
-        "Who brings a change to DynamoDB: the call that made it (`inline`), or the projector "
-        "after the call was answered (`async`).",
-    )
-    document_schema: SchemaFile | None = setting(
-        None, "A JSON Schema, draft 2020-12, that every document must match.", alias="schema"
-    )
-    max_bytes: Size = size("256KiB", "The largest document, as compact JSON in UTF-8.", 16, "4MiB")
-    snapshots: Snapshots | None = setting(
-        None,
-        "Snapshots of the kind, which it keeps if this table is there, be it empty. Needs "
-        'home = "aurora".',
+    batch: int = setting(100, "Documents that are found or recomputed in one transaction.", 1, 1000)
+    poll: Duration = duration(
+        "200ms", "How often it looks for changes when there were none.", "10ms", "10s"
     )
 
 
@@ -308,7 +291,7 @@ class Settings(Section):
         json_schema_extra={
             "anyOf": [
                 {"required": [table], "properties": {table: {"minProperties": 1}}}
-                for table in ("kinds", "quotas")
+                for table in ("kinds", "queries", "quotas")
             ]
         }
     )
@@ -327,6 +310,11 @@ class Settings(Section):
         description="The background process that brings snapshots from DynamoDB to Aurora, and "
         "the kinds at home in DynamoDB that say so.",
     )
+    fan_out: FanOut = Field(
+        default_factory=FanOut,
+        description="The background process that recomputes the documents of kinds with "
+        "`depends_on` when what they are built of changes.",
+    )
     idempotency: Idempotency = Field(
         default_factory=Idempotency,
         description="Calls that are safe to repeat: those with an idempotency key.",
@@ -335,8 +323,13 @@ class Settings(Section):
     logging: Logging = Field(default_factory=Logging, description="What is logged, to stderr.")
     kinds: dict[KindName, Kind] = Field(
         default_factory=dict,
-        description="The kinds of entity, one table each; there is at least one kind or quota. A "
-        "name has 1 to 64 bytes of UTF-8, no `#` and no control characters.",
+        description="The kinds of entity, one table each; there is at least one kind, query or "
+        "quota. A name has 1 to 64 bytes of UTF-8, no `#` and no control characters.",
+    )
+    queries: dict[QueryName, Query] = Field(
+        default_factory=dict,
+        description="The queries that callers may ask Aurora, one table each. A name has 1 to 64 "
+        "bytes of UTF-8, no `#` and no control characters.",
     )
     quotas: dict[QuotaName, Quota] = Field(
         default_factory=dict,
@@ -356,7 +349,9 @@ class Settings(Section):
 
     def embedded(self, *, dsn: str, endpoint_url: str) -> Settings:
         """Return the same settings on the stores of the embedded default, whatever they named."""
-        aurora = self.aurora.model_copy(update={"dsn": SecretStr(dsn), "pooler": False})
+        aurora = self.aurora.model_copy(
+            update={"dsn": SecretStr(dsn), "reader_dsn": None, "pooler": False}
+        )
         # The emulator has no statements with several parameters, and no region that AWS has not.
         dynamodb = self.dynamodb.model_copy(
             update={"endpoint_url": endpoint_url, "statements": False, "region": "us-east-1"}

@@ -21,9 +21,11 @@ from pydantic import (
     ValidationInfo,
     WithJsonSchema,
 )
+from pydantic_core import core_schema
 
 from duostore_server.config.addresses import Address
-from duostore_server.domain.keys import EntityKey, key_violations
+from duostore_server.domain.keys import EntityKey, key_violations, part_violations
+from duostore_server.domain.queries import MAX_QUERY_BYTES
 from duostore_server.domain.quotas import CounterKey, counter_key_violations
 
 if TYPE_CHECKING:
@@ -45,7 +47,18 @@ class Form:
     """How the values of a type are called, and how one is written in the file."""
 
     label: str
-    write: Callable[[Any], str | int | list[str] | dict[str, int]]
+    write: Callable[[Any], object]
+
+
+class Opaque:
+    """Marks a type that pydantic does not look into: the validator around it makes its values."""
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: object
+    ) -> core_schema.CoreSchema:
+        """Return the schema that takes whatever it is given."""
+        del source, handler
+        return core_schema.any_schema()
 
 
 def parse_duration(value: object) -> float:
@@ -176,6 +189,21 @@ def _quota_name(name: str) -> str:
     return name
 
 
+def _query_name(name: str) -> str:
+    for violation in part_violations(name, "query", MAX_QUERY_BYTES, empty_ok=False, hash_ok=False):
+        raise ValueError(f"the name of the query {violation.description}")
+    return name
+
+
+def _kinds(value: object) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise ValueError('must be a list of names of kinds, such as ["proposal"]')
+    for name in value:
+        if value.count(name) > 1:
+            raise ValueError(f'lists "{name}" twice')
+    return tuple(value)
+
+
 def _word(pattern: str, expected: str) -> AfterValidator:
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
@@ -228,6 +256,13 @@ Nodes: TypeAlias = Annotated[
     ),
     Form("list of host:port", lambda nodes: [str(node) for node in nodes]),
 ]
+Kinds: TypeAlias = Annotated[
+    tuple[str, ...],
+    PlainValidator(_kinds),
+    PlainSerializer(list),
+    WithJsonSchema({"type": "array", "items": {"type": "string"}, "uniqueItems": True}),
+    Form("list of kinds", list),
+]
 File: TypeAlias = Annotated[
     Path,
     PlainValidator(resolved),
@@ -256,3 +291,4 @@ Namespace: TypeAlias = Annotated[
 ]
 KindName: TypeAlias = Annotated[str, AfterValidator(_kind_name)]
 QuotaName: TypeAlias = Annotated[str, AfterValidator(_quota_name)]
+QueryName: TypeAlias = Annotated[str, AfterValidator(_query_name)]

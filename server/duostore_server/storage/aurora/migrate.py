@@ -1,4 +1,8 @@
-"""The schema of the authority: numbered SQL files, each applied once and then never changed."""
+"""The schema of the authority: numbered SQL files, each applied once and then never changed.
+
+After those of Duostore come those of its user, who has tables in the same database. They are
+recorded under their names, after ``app/``.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from duostore_server.storage.aurora.connection import BoundedConnection, completed, resolved
 from duostore_server.storage.aurora.errors import translated
@@ -22,8 +27,12 @@ if TYPE_CHECKING:
 
     from duostore_server.storage.aurora.connection import Conninfo
 
+    # Migrations of the user: their names and contents, in order.
+    Own: TypeAlias = Sequence[tuple[str, bytes]]
+
 MIGRATIONS: Final = files("duostore_server.storage.aurora") / "migrations"
 
+_OWN: Final = "app/"
 _CONNECT_SECONDS: Final = 5.0
 # All that migrate a database take this lock: the bytes of "duostore".
 _LOCK: Final = int.from_bytes(b"duostore", "big")
@@ -53,18 +62,28 @@ class Migration:
     sql: bytes
     checksum: str
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is one of the user."""
+        return self.name.startswith(_OWN)
+
 
 def migrate(
-    conninfo: Conninfo, *, target: str | None = None, folder: Traversable = MIGRATIONS
+    conninfo: Conninfo,
+    *,
+    target: str | None = None,
+    folder: Traversable = MIGRATIONS,
+    own: Own = (),
 ) -> list[str]:
     """Apply what is missing, in order, up to and with ``target``; return the names.
 
-    Each file is one transaction. Any number of processes may do this at once: each file
-    is applied by one of them. Raises ``MigrationError`` if an applied file was changed, if
-    there is no ``target``, or if another session keeps a table locked;
-    ``StoreUnavailableError`` if there is no connection.
+    Each file is one transaction, those of ``folder`` first. Any number of processes may do
+    this at once: each file is applied by one of them. Raises ``MigrationError`` if an
+    applied file was changed, if there is no ``target``, if another session keeps a table
+    locked, or if the database refuses one of the ``own``; ``StoreUnavailableError`` if
+    there is no connection.
     """
-    wanted = _up_to(target, _read(folder))
+    wanted = _up_to(target, _wanted(folder, own))
     applied = []
     with connected(conninfo) as connection:
         for migration in wanted:
@@ -78,19 +97,19 @@ def migrate(
     return applied
 
 
-def pending(conninfo: Conninfo, *, folder: Traversable = MIGRATIONS) -> list[str]:
+def pending(conninfo: Conninfo, *, folder: Traversable = MIGRATIONS, own: Own = ()) -> list[str]:
     """Return the names of the migrations that are still to be applied; raises as ``migrate``."""
     with connected(conninfo) as connection:
-        return [m.name for m in _missing(_read(folder), _applied(connection))]
+        return [m.name for m in _missing(_wanted(folder, own), _applied(connection))]
 
 
-def ensure_current(conninfo: Conninfo, *, folder: Traversable = MIGRATIONS) -> None:
+def ensure_current(conninfo: Conninfo, *, folder: Traversable = MIGRATIONS, own: Own = ()) -> None:
     """Raise ``MigrationError`` unless the schema is the one that this version needs.
 
     Migrations of a later version do not disturb it: they are written so that the servers
     of the version before can go on while they are replaced.
     """
-    if missing := pending(conninfo, folder=folder):
+    if missing := pending(conninfo, folder=folder, own=own):
         raise MigrationError(
             f"the schema of the database lacks {', '.join(missing)}: run `duostore migrate`"
         )
@@ -105,12 +124,13 @@ def forget_drafts(conninfo: Conninfo) -> None:
         connection.execute("DELETE FROM duostore.draft")
 
 
-def _read(folder: Traversable) -> list[Migration]:
+def _wanted(folder: Traversable, own: Own) -> list[Migration]:
     found = sorted(
         (file for file in folder.iterdir() if file.name.endswith(".sql")),
         key=lambda file: file.name,
     )
     contents = [(file.name.removesuffix(".sql"), file.read_bytes()) for file in found]
+    contents += [(f"{_OWN}{name}", sql) for name, sql in own]
     return [Migration(name, sql, hashlib.sha256(sql).hexdigest()) for name, sql in contents]
 
 
@@ -150,10 +170,31 @@ def _apply(connection: psycopg.Connection[TupleRow], migration: Migration) -> No
             f"migration {migration.name} was not applied: other sessions keep a table locked; "
             "try again when long transactions have ended"
         ) from error
+    except psycopg.Error as error:
+        if migration.is_own and error.sqlstate is not None and translated(error) is None:
+            raise MigrationError(_refused(migration, error)) from error
+        raise
+    if connection.info.transaction_status is not TransactionStatus.INTRANS:
+        raise MigrationError(
+            f"migration {migration.name} ended its transaction, and was applied in part: restore "
+            "the database and leave COMMIT and ROLLBACK out of the file"
+        )
     connection.execute(
         "INSERT INTO duostore.migration (name, checksum) VALUES (%s, %s)",
         (migration.name, migration.checksum),
     )
+
+
+def _refused(migration: Migration, error: psycopg.Error) -> str:
+    """Return what the database says of a file, and of which line."""
+    diag = error.diag
+    where = ""
+    if diag.statement_position is not None:
+        before = migration.sql.decode(errors="replace")[: int(diag.statement_position) - 1]
+        where = f" line {before.count(chr(10)) + 1}:"
+    told = "; ".join(text for text in (diag.message_primary, diag.message_detail) if text)
+    hint = f" ({diag.message_hint})" if diag.message_hint else ""
+    return f"migration {migration.name} was not applied:{where} {told}{hint}"
 
 
 @contextmanager
