@@ -1,4 +1,4 @@
-"""The one place between entities and snapshots and their serialized messages.
+"""The one place between entities, snapshots and rows, and their serialized messages.
 
 DynamoDB and the cache hold these bytes, and a read answers with them as they are. What
 is not known yet when they are stored, such as a number that DynamoDB gives, is appended
@@ -8,20 +8,34 @@ when they are read: protobuf messages concatenate, so that nothing is parsed.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from struct import Struct as Layout
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import ListValue
 
-from duostore.v1 import entity_pb2
+from duostore.v1 import data_access_pb2, entity_pb2
 from duostore_server.domain.documents import normalized
 from duostore_server.domain.entities import Entity
 from duostore_server.domain.keys import EntityKey
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from google.protobuf.struct_pb2 import Struct, Value
 
     from duostore_server.domain.documents import JsonObject
+    from duostore_server.domain.queries import Result, Row
     from duostore_server.domain.snapshots import Head
+
+
+# Of a row each value is field 1 of a ListValue, and each row field 2 of both answers that
+# have rows; lengths stand before what they are of.
+_NUMBER: Final = Layout("<BBBd")
+_SHORT_TEXT: Final = 124
+_NULL: Final = b"\x0a\x02\x08\x00"
+_TRUE: Final = b"\x0a\x02\x20\x01"
+_FALSE: Final = b"\x0a\x02\x20\x00"
 
 
 def encode(entity: Entity) -> bytes:
@@ -94,9 +108,87 @@ def document_of(payload: bytes) -> JsonObject:
     return _document(_parsed(payload).data)
 
 
+def encode_result(result: Result) -> bytes:
+    """Return the serialized QueryResponse of a whole result, without token and receipt.
+
+    The same result always gives the same bytes.
+    """
+    head = data_access_pb2.QueryResponse(
+        columns=[column.name for column in result.columns],
+        column_types=[column.type for column in result.columns],
+    )
+    head.as_of.FromDatetime(result.as_of)
+    return head.SerializeToString() + b"".join(map(encode_row, result.rows))
+
+
+def encode_row(row: Row) -> bytes:
+    """Return a row as a part of a serialized QueryResponse or ExportResponse.
+
+    Twice as fast as by the messages of protobuf, which make an object of each value.
+    """
+    values = b"".join([_CELLS[type(value)](value) for value in row])
+    return b"\x12%b%b" % (varint(len(values)), values)
+
+
+def row_bytes(row: Row) -> int:
+    """Return how many bytes a row takes in a serialized message."""
+    return len(encode_row(row))
+
+
+def page_of(payload: bytes, offset: int, size: int) -> tuple[bytes, int]:
+    """Return a serialized QueryResponse with ``size`` rows of another, from ``offset`` on.
+
+    And how many rows that other one has. Fewer rows are left at its end, or none.
+    """
+    message = data_access_pb2.QueryResponse.FromString(payload)
+    total = len(message.rows)
+    del message.rows[offset + size :]
+    del message.rows[:offset]
+    return message.SerializeToString(deterministic=True), total
+
+
+def varint(number: int) -> bytes:
+    """Return a length as protobuf writes it before what has that length."""
+    encoded = bytearray()
+    while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
 def plain(struct: Struct) -> JsonObject:
     """Return a Struct as plain values: numbers as floats, a value that is not set as None."""
     return {name: _plain(value) for name, value in struct.fields.items()}
+
+
+def _text(value: str) -> bytes:
+    raw = value.encode()
+    if (size := len(raw)) < _SHORT_TEXT:
+        return b"\x0a%c\x1a%c%b" % (size + 2, size, raw)
+    text = b"\x1a%b%b" % (varint(size), raw)
+    return b"\x0a%b%b" % (varint(len(text)), text)
+
+
+def _number(value: float) -> bytes:
+    return _NUMBER.pack(0x0A, 9, 0x11, value)
+
+
+def _nested(value: Any) -> bytes:  # noqa: ANN401 - a list or an object of any JSON values
+    values = ListValue()
+    values.append(value)
+    return values.SerializeToString(deterministic=True)
+
+
+_CELLS: Final[Mapping[type, Callable[[Any], bytes]]] = {
+    str: _text,
+    int: _number,
+    float: _number,
+    bool: lambda value: _TRUE if value else _FALSE,
+    type(None): lambda _: _NULL,
+    dict: _nested,
+    list: _nested,
+}
 
 
 def _parsed(payload: bytes) -> entity_pb2.Entity:

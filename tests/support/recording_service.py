@@ -47,6 +47,8 @@ class RecordingService(data_access_pb2_grpc.DataAccessServicer):
 
     ``snapshots`` are those that there are, of whatever entity, newest first. ``decision`` is
     what quotas answer, and ``settled`` how reservations are settled.
+    ``result`` is what every query answers, in pages; ``portions`` are streamed by every
+    export, and then it fails with ``broken`` if that is set.
     ``failing`` gives the status that a request fails with, or None; it may also wait.
     ``lost`` does the same after the request was carried out.
     """
@@ -62,6 +64,9 @@ class RecordingService(data_access_pb2_grpc.DataAccessServicer):
         self.projection = entity_pb2.PROJECTION_DONE
         self.decision = data_access_pb2.QuotaResponse()
         self.settled = data_access_pb2.SettleQuotaResponse()
+        self.result = data_access_pb2.QueryResponse()
+        self.portions: list[data_access_pb2.ExportResponse] = []
+        self.broken: status_pb2.Status | None = None
 
     def Get(self, request: Any, context: Any) -> data_access_pb2.GetResponse:  # noqa: N802
         self._receive("Get", request, context)
@@ -150,6 +155,23 @@ class RecordingService(data_access_pb2_grpc.DataAccessServicer):
     def SettleQuota(self, request: Any, context: Any) -> data_access_pb2.SettleQuotaResponse:  # noqa: N802
         self._receive("SettleQuota", request, context)
         return self.settled
+
+    def Query(self, request: Any, context: Any) -> data_access_pb2.QueryResponse:  # noqa: N802
+        self._receive("Query", request, context)
+        page = data_access_pb2.QueryResponse()
+        page.CopyFrom(self.result)
+        start = int(request.page_token or 0)
+        end = start + (request.page_size or len(page.rows))
+        if end < len(page.rows):
+            page.next_page_token = str(end)
+        del page.rows[end:]
+        del page.rows[:start]
+        return page
+
+    def Export(self, request: Any, context: Any) -> Iterator[data_access_pb2.ExportResponse]:  # noqa: N802
+        self._receive("Export", request, context)
+        yield from self.portions
+        fail(context, self.broken)
 
     def _receive(self, method: str, request: Any, context: grpc.ServicerContext) -> None:
         metadata = dict(context.invocation_metadata())

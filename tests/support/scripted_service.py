@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +25,9 @@ from duostore.v1 import data_access_pb2, data_access_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Reply: TypeAlias = Message | Callable[[Any, grpc.ServicerContext], Message]
+Reply: TypeAlias = (
+    Message | Iterable[Message] | Callable[[Any, grpc.ServicerContext], Message | Iterable[Message]]
+)
 
 # A proxy that the environment names has no business with a server of the test's own.
 DIRECT = ("grpc.enable_http_proxy", 0)
@@ -42,7 +44,10 @@ class Asked:
 
 
 class ScriptedService(data_access_pb2_grpc.DataAccessServicer):
-    """Gives each method's replies in their order: a response, a status, or what a call returns."""
+    """Gives each method's replies in their order: a response, a status, or what a call returns.
+
+    A reply of Export is a series of those.
+    """
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
@@ -81,15 +86,24 @@ class ScriptedService(data_access_pb2_grpc.DataAccessServicer):
     def SettleQuota(self, request: Any, context: Any) -> Any:  # noqa: N802
         return self._answer("SettleQuota", request, context)
 
-    def _answer(self, method: str, request: Any, context: grpc.ServicerContext) -> Message:
+    def Query(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._answer("Query", request, context)
+
+    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
+        for reply in self._answer("Export", request, context):
+            yield self._resolved(reply, request, context)
+
+    def _answer(self, method: str, request: Any, context: grpc.ServicerContext) -> Any:
         metadata = dict(context.invocation_metadata())
         self.asked.append(Asked(method, request, metadata, context.time_remaining()))
         if not self._replies[method]:
             context.abort(grpc.StatusCode.UNIMPLEMENTED, f"no reply to {method} is scripted")
-        reply = self._replies[method].popleft()
+        return self._resolved(self._replies[method].popleft(), request, context)
+
+    def _resolved(self, reply: Reply, request: Any, context: grpc.ServicerContext) -> Any:
         if isinstance(reply, status_pb2.Status):
             context.abort_with_status(rpc_status.to_status(reply))
-        return reply if isinstance(reply, Message) else reply(request, context)
+        return reply(request, context) if callable(reply) else reply
 
 
 def status(code: grpc.StatusCode, message: str, *details: Message) -> status_pb2.Status:

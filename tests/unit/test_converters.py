@@ -11,10 +11,13 @@ from duostore.v1 import data_access_pb2 as pb
 from duostore.v1 import entity_pb2
 from duostore_server import codec
 from duostore_server.access.drafting import SnapshotList
+from duostore_server.access.exporting import ExportPortion
+from duostore_server.access.querying import QueryPage
 from duostore_server.domain.entities import Entity, Reading
 from duostore_server.domain.errors import AnswerTooLargeError, InvalidRequestError, Store
 from duostore_server.domain.keys import EntityKey
 from duostore_server.domain.policies import KindPolicy, Policies, ProjectionMode
+from duostore_server.domain.queries import Column, Result
 from duostore_server.domain.quotas import CounterKey, Mode, QuotaAnswer, Settled
 from duostore_server.domain.snapshots import Appended
 from duostore_server.domain.transactions import (
@@ -286,6 +289,88 @@ def test_a_mode_that_is_not_known_is_not_taken_for_another() -> None:
     newer: Any = max(pb.Mode.values()) + 1
     with pytest.raises(InvalidRequestError, match=f"mode: is {newer}"):
         converters.mode_of(pb.QuotaRequest(mode=newer))
+
+
+@pytest.mark.parametrize("request_class", [pb.QueryRequest, pb.ExportRequest])
+def test_parameters_are_plain_values(request_class: Any) -> None:
+    request = request_class(query="q")
+    assert converters.params_of(request) == {}
+    given = {"Since": "2026-01-01", "ids": [1, None], "open": True, "x": None}
+    request.params.update(given)
+    assert converters.params_of(request) == given
+
+
+def test_parameters_that_are_too_large_are_refused_unseen() -> None:
+    request = pb.QueryRequest(query="q")
+    most = 1024 * 1024
+    longer = "x" * 20_000
+    request.params["a"] = longer
+    around = request.params.ByteSize() - len(longer)
+    # From 16 KiB to 2 MiB a length takes three bytes.
+    request.params["a"] = longest = "x" * (most - around)
+    assert converters.params_of(request) == {"a": longest}
+    request.params["a"] = f"{longest}x"
+    with pytest.raises(InvalidRequestError) as refused:
+        converters.params_of(request)
+    assert violations(refused.value) == {
+        "params": f"has {most + 1} bytes as protobuf; at most {most} are allowed"
+    }
+
+
+COLUMNS = (Column("id", "text"), Column("n", "bigint"))
+
+
+def test_a_page_of_a_result_is_the_response() -> None:
+    stored = codec.encode_result(Result(COLUMNS, [["a", 1], ["b", None]], NOON))
+    raw = answers.query_response(QueryPage(stored, "next", Store.CACHE, LATER))
+    assert raw.startswith(stored)
+    response = pb.QueryResponse.FromString(raw)
+    assert list(response.columns) == ["id", "n"]
+    assert list(response.column_types) == ["text", "bigint"]
+    assert [list(row) for row in response.rows] == [["a", 1], ["b", None]]
+    assert response.as_of.ToDatetime(UTC) == NOON
+    assert response.next_page_token == "next"
+    assert response.receipt.served_from == entity_pb2.STORE_CACHE
+    assert response.receipt.cached_time.ToDatetime(UTC) == LATER
+
+
+def test_a_result_that_was_computed_has_no_time_in_the_cache() -> None:
+    raw = answers.query_response(QueryPage(b"", "", Store.AURORA))
+    assert pb.QueryResponse.FromString(raw) == pb.QueryResponse(
+        receipt=entity_pb2.Receipt(served_from=entity_pb2.STORE_AURORA)
+    )
+
+
+def exported(portion: ExportPortion) -> list[pb.ExportResponse]:
+    return [pb.ExportResponse.FromString(raw) for raw in answers.export_responses(portion)]
+
+
+def test_the_first_portion_alone_says_what_the_rows_are() -> None:
+    [first] = exported(ExportPortion([["a", 1]], COLUMNS, NOON))
+    assert list(first.columns) == ["id", "n"]
+    assert list(first.column_types) == ["text", "bigint"]
+    assert first.as_of.ToDatetime(UTC) == NOON
+    assert [list(row) for row in first.rows] == [["a", 1]]
+    [further] = exported(ExportPortion([["b", 2]]))
+    assert {field.name for field, _ in further.ListFields()} == {"rows"}
+
+
+def test_a_result_without_rows_is_one_message_and_an_empty_portion_is_none() -> None:
+    [only] = exported(ExportPortion([], COLUMNS, NOON))
+    assert list(only.columns) == ["id", "n"]
+    assert exported(ExportPortion([])) == []
+
+
+def test_a_large_portion_is_several_messages_and_none_of_them_is_large() -> None:
+    rows = [[f"{n}", "x" * 1000] for n in range(1000)]
+    rows[500] = ["500", "y" * 300_000]
+    messages = exported(ExportPortion(rows, COLUMNS, NOON))
+    assert [list(row) for message in messages for row in message.rows] == rows
+    sizes = [message.ByteSize() for message in messages]
+    assert len(sizes) == 5
+    assert sorted(sizes)[-2] < 257 * 1024
+    assert [len(message.rows) for message in messages if message.ByteSize() > 257 * 1024] == [1]
+    assert [bool(message.columns) for message in messages] == [True, *[False] * 4]
 
 
 NOON_NS = int(NOON.timestamp()) * 10**9

@@ -31,6 +31,11 @@ EXAMPLES: list[errors.DuostoreError] = [
     errors.DuplicateInProgressError(),
     errors.ReservationNotFoundError(),
     errors.ReservationSettledError(7, 3),
+    errors.ConstraintViolatedError("invoice_total_check"),
+    errors.ResultTooLargeError("by_status", "max_rows", 1000),
+    errors.ResultChangedError(),
+    errors.QueryFailedError("by_status", "22012"),
+    errors.QueryTimeoutError("by_status"),
 ]
 
 
@@ -131,10 +136,24 @@ def test_who_may_try_again_is_told_when() -> None:
 
 
 def test_preconditions_are_described() -> None:
-    _, status = sent(errors.VersionMismatchError(2, 5))
-    failure = detail(status, error_details_pb2.PreconditionFailure)
-    [violation] = failure.violations
-    assert (violation.type, violation.subject) == ("VERSION_MISMATCH", "key")
+    subjects = {}
+    for error in EXAMPLES:
+        _, status = sent(error)
+        failure = detail(status, error_details_pb2.PreconditionFailure)
+        if failure is not None:
+            [violation] = failure.violations
+            assert violation.type == error.reason.value
+            assert violation.description == status.message
+            subjects[violation.type] = violation.subject
+    assert subjects == {
+        "VERSION_MISMATCH": "key",
+        "MIN_VERSION_NOT_REACHED": "key",
+        "CONSTRAINT_VIOLATED": "key",
+        "RESERVATION_SETTLED": "reservation",
+        "RESULT_TOO_LARGE": "query",
+        "QUERY_FAILED": "query",
+        "RESULT_CHANGED": "page_token",
+    }
 
 
 def test_a_reservation_that_was_settled_otherwise_is_described() -> None:
@@ -153,6 +172,7 @@ def test_a_reservation_that_was_settled_otherwise_is_described() -> None:
         errors.VersionMismatchError(2, 5),
         errors.EntityExistsError(4),
         errors.EntityNotFoundError(0),
+        errors.ConstraintViolatedError("invoice_total_check"),
     ],
     ids=lambda e: e.reason.value,
 )
@@ -164,6 +184,41 @@ def test_a_refused_transaction_names_the_mutation(refusal: errors.RefusalError) 
     assert (violation.type, violation.subject) == (refusal.reason.value, "mutations[7]")
     assert violation.description == status.message
     assert status.message.startswith("mutations[7]: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "metadata"),
+    [
+        (
+            errors.ConstraintViolatedError("total_check"),
+            grpc.StatusCode.FAILED_PRECONDITION,
+            {"constraint": "total_check"},
+        ),
+        (
+            errors.ResultTooLargeError("by_status", "max_bytes", 524_288),
+            grpc.StatusCode.FAILED_PRECONDITION,
+            {"query": "by_status", "bound": "max_bytes", "limit": "524288"},
+        ),
+        (errors.ResultChangedError(), grpc.StatusCode.ABORTED, {}),
+        (
+            errors.QueryFailedError("by_status", "22012"),
+            grpc.StatusCode.FAILED_PRECONDITION,
+            {"query": "by_status", "sqlstate": "22012"},
+        ),
+        (
+            errors.QueryTimeoutError("by_status"),
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            {"query": "by_status"},
+        ),
+    ],
+    ids=lambda value: value.reason.value if isinstance(value, errors.DuostoreError) else "",
+)
+def test_errors_of_sql_have_the_code_and_the_metadata_that_the_api_says(
+    error: errors.DuostoreError, code: grpc.StatusCode, metadata: dict[str, str]
+) -> None:
+    told, status = sent(error)
+    assert told is code
+    assert dict(detail(status, error_details_pb2.ErrorInfo).metadata) == metadata
 
 
 def test_a_reused_idempotency_key_is_a_bad_field() -> None:

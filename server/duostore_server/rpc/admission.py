@@ -1,4 +1,4 @@
-"""Who may come in: threads of its own for each service, and a bound on its calls.
+"""Who may come in: threads of their own for each group of calls, and a bound on their number.
 
 What grpc.server offers is one pool and one bound for all, which whoever is slow or many
 uses up for the others, health checks included.
@@ -15,15 +15,16 @@ import grpc
 from duostore_server.rpc.status import overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 T = TypeVar("T")
 
 
 class Room(ThreadPoolExecutor):
-    """The threads of one service; full while it holds ``most`` calls, waiting ones included.
+    """Threads for some calls alone; full while it holds ``most`` of them, waiting ones included.
 
-    A stream holds its place until it ends, unless its behaviour is non-blocking.
+    A call holds its place until its behaviour returns; a stream, until it ends, unless its
+    behaviour is non-blocking and returns earlier.
     """
 
     def __init__(self, name: str, *, threads: int, most: int) -> None:
@@ -51,16 +52,20 @@ class Room(ThreadPoolExecutor):
 
 
 class InRoom:
-    """A behaviour that runs in a room of its own, not on the threads of the server."""
+    """A behaviour that runs in a room, not on the threads of the server."""
 
     def __init__(
         self,
         behavior: Callable[..., object],
-        room: ThreadPoolExecutor,
+        room: ThreadPoolExecutor | None,
         *,
         non_blocking: bool = False,
     ) -> None:
-        """``non_blocking`` streams answer by a callback and hold no thread between answers."""
+        """Without a room it runs on the threads of the server after all.
+
+        ``non_blocking`` streams answer by a callback, and may go on doing so after they have
+        returned.
+        """
         self._behavior = behavior
         # Where grpc.server looks; the health service of grpcio does the same.
         self.experimental_thread_pool = room
@@ -71,11 +76,18 @@ class InRoom:
 
 
 class Admission(grpc.GenericRpcHandler):
-    """Handlers of a service whose calls are refused at once while its room is full."""
+    """Handlers of a service whose calls are refused at once while their room is full."""
 
-    def __init__(self, handlers: grpc.GenericRpcHandler, room: Room) -> None:
+    def __init__(
+        self,
+        handlers: grpc.GenericRpcHandler,
+        room: Room,
+        rooms: Mapping[str, Room] | None = None,
+    ) -> None:
+        """``rooms`` are those of RPCs that have one of their own, by the names of the RPCs."""
         self._handlers = handlers
         self._room = room
+        self._rooms = rooms or {}
         self._refusal: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
             InRoom(_refuse, _PollingThread())
         )
@@ -85,9 +97,11 @@ class Admission(grpc.GenericRpcHandler):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Return how to answer a call; None if it is none of ours."""
         handler = self._handlers.service(handler_call_details)
-        if handler is not None and self._room.is_full:
-            return self._refusal
-        return handler
+        if handler is None:
+            return None
+        # Of "/package.Service/Rpc".
+        rpc = handler_call_details.method.rpartition("/")[2]
+        return self._refusal if self._rooms.get(rpc, self._room).is_full else handler
 
 
 class OpenStreams:
@@ -133,5 +147,5 @@ class _PollingThread(ThreadPoolExecutor):
 def _refuse(_requests: object, context: grpc.ServicerContext) -> NoReturn:
     """Abort a call, unread. Takes a stream: of a single request grpc would wait for it."""
     context.abort_with_status(
-        overloaded("the server has more calls than it can take; try again later")
+        overloaded("as many calls of this kind are under way as the server takes; try again later")
     )

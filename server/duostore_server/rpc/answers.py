@@ -8,12 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from duostore.v1 import data_access_pb2, entity_pb2
+from duostore_server import codec
 from duostore_server.domain.errors import AnswerTooLargeError, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from duostore_server.access.drafting import SnapshotList
+    from duostore_server.access.exporting import ExportPortion
+    from duostore_server.access.querying import QueryPage
     from duostore_server.domain.entities import Reading
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.quotas import QuotaAnswer, Settled
@@ -32,6 +36,10 @@ _SLOWEST_FIRST: Final = (Store.AURORA, Store.DYNAMODB, Store.CACHE)
 # Field 1 with a length before it: entity or entities, snapshot or snapshots. All responses
 # of stored bytes begin so.
 _STORED_TAG: Final = b"\x0a"
+
+# Of the rows in one message of a stream: large enough to cost little, and far below the
+# 4 MiB that clients take by default.
+_STREAMED_BYTES: Final = 256 * 1024
 
 
 def get_response(reading: Reading) -> bytes:
@@ -135,6 +143,40 @@ def settle_quota_response(settled: Settled) -> data_access_pb2.SettleQuotaRespon
     )
 
 
+def query_response(page: QueryPage) -> bytes:
+    """Return the serialized QueryResponse: the page as it is, then what is of this answer."""
+    tail = data_access_pb2.QueryResponse(
+        next_page_token=page.next_page_token,
+        receipt=_receipt_of(page.served_from, page.cached_time),
+    )
+    return page.payload + tail.SerializeToString()
+
+
+def export_responses(portion: ExportPortion) -> Iterator[bytes]:
+    """Yield the serialized ExportResponses of a portion; none if there is nothing in it.
+
+    However large a portion is, a message is not, unless a single row is.
+    """
+    head = data_access_pb2.ExportResponse(
+        columns=[column.name for column in portion.columns],
+        column_types=[column.type for column in portion.columns],
+    )
+    if portion.as_of is not None:
+        head.as_of.FromDatetime(portion.as_of)
+    parts = [head.SerializeToString()]
+    size = 0
+    for row in portion.rows:
+        encoded = codec.encode_row(row)
+        if size and size + len(encoded) > _STREAMED_BYTES:
+            yield b"".join(parts)
+            parts.clear()
+            size = 0
+        parts.append(encoded)
+        size += len(encoded)
+    if message := b"".join(parts):
+        yield message
+
+
 def message_of(key: EntityKey) -> entity_pb2.EntityKey:
     """Return the message that names a key."""
     return entity_pb2.EntityKey(tenant=key.tenant, kind=key.kind, id=key.id)
@@ -159,22 +201,18 @@ def _projection(outcome: Outcome) -> entity_pb2.Projection.ValueType:
 def _receipt(readings: Sequence[Reading]) -> entity_pb2.Receipt:
     asked = {reading.served_from for reading in readings}
     slowest = next(store for store in _SLOWEST_FIRST if store in asked)
-    receipt = entity_pb2.Receipt(served_from=_STORES[slowest])
-    if slowest is Store.CACHE:
-        oldest = min(r.cached_time for r in readings if r.cached_time is not None)
-        receipt.cached_time.FromDatetime(oldest)
+    if slowest is not Store.CACHE:
+        return _receipt_of(slowest, None)
+    return _receipt_of(slowest, min(r.cached_time for r in readings if r.cached_time is not None))
+
+
+def _receipt_of(store: Store, cached_time: datetime | None) -> entity_pb2.Receipt:
+    receipt = entity_pb2.Receipt(served_from=_STORES[store])
+    if cached_time is not None:
+        receipt.cached_time.FromDatetime(cached_time)
     return receipt
 
 
 def _stored(payload: bytes) -> tuple[bytes, bytes]:
     """Return a serialized message as the first field of another: what goes before it, and it."""
-    return _STORED_TAG + _varint(len(payload)), payload
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+    return _STORED_TAG + codec.varint(len(payload)), payload

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 import grpc
 import structlog
@@ -16,21 +17,27 @@ from google.protobuf.message_factory import GetMessageClass
 
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.errors import (
+    DeadlineExceededError,
     DuostoreError,
     FieldViolation,
     InvalidRequestError,
     WriteOutcomeUnknownError,
 )
 from duostore_server.domain.transactions import Origin
+from duostore_server.rpc.admission import InRoom
 from duostore_server.rpc.status import status_of
 from duostore_server.telemetry.causes import cause_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
+    from duostore_server.rpc.admission import Room
+    from duostore_server.rpc.streams import Streams
     from duostore_server.telemetry.metrics import Metrics
+
+T = TypeVar("T")
 
 _CENTURY_SECONDS: Final = 100 * 365 * 24 * 3600.0
 _REQUEST_ID: Final = "x-request-id"
@@ -64,41 +71,127 @@ class Body(Protocol):
         ...
 
 
+class StreamBody(Protocol):
+    """An RPC that answers with a stream, without its surroundings."""
+
+    def __call__(self, request: Message, call: Call, /) -> Generator[bytes, None, None]:
+        """Yield serialized messages, each when the one before it is on its way.
+
+        Closed when the call ends, whoever ends it.
+        """
+        ...
+
+
 class CallChain:
     """Wraps the bodies of RPCs.
 
     From the outside in: name the request and who makes it, measure, answer errors by a
     status, parse, bound by a deadline. All of it runs on the handler's own thread; gRPC's
-    interceptors and deserializers would run on the one thread that polls.
+    interceptors and deserializers would run on the one thread that polls. Of a stream all
+    of it lasts until the last message is on its way.
     """
 
-    def __init__(self, metrics: Metrics, *, default_deadline: float, max_deadline: float) -> None:
-        """Calls that set no deadline get the default one; all are bounded by the longest."""
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        default_deadline: float,
+        max_deadline: float,
+        stream_deadline: float,
+        streams: Streams,
+    ) -> None:
+        """Calls that set no deadline get the default one; all are bounded by the longest.
+
+        Those that answer with a stream get ``stream_deadline`` as either.
+        """
         self._metrics = metrics
         self._default_deadline = default_deadline
         self._max_deadline = max_deadline
+        self._stream_deadline = stream_deadline
+        self._streams = streams
 
-    def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
-        """Return the handlers of a service whose RPCs are methods of ``servicer``, by name."""
+    @property
+    def stream_deadline(self) -> float:
+        """Return how many seconds a stream may last."""
+        return self._stream_deadline
+
+    def handlers(
+        self,
+        service: ServiceDescriptor,
+        servicer: object,
+        rooms: Mapping[str, Room] | None = None,
+    ) -> grpc.GenericRpcHandler:
+        """Return the handlers of a service whose RPCs are methods of ``servicer``, by name.
+
+        Those with a room run there, and the others on the threads of the server.
+        """
         return grpc.method_handlers_generic_handler(
             service.full_name,
             {
-                method.name: grpc.unary_unary_rpc_method_handler(
-                    self._wrap(method, getattr(servicer, method.name))
+                method.name: self._handler(
+                    method, getattr(servicer, method.name), (rooms or {}).get(method.name)
                 )
                 for method in service.methods
             },
         )
 
-    def _wrap(
+    def _handler(
+        self, method: MethodDescriptor, body: Body | StreamBody, room: Room | None
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        if method.server_streaming:
+            stream = self._stream(method, cast("StreamBody", body))
+            return grpc.unary_stream_rpc_method_handler(InRoom(stream, room, non_blocking=True))
+        unary = self._unary(method, cast("Body", body))
+        return grpc.unary_unary_rpc_method_handler(unary if room is None else InRoom(unary, room))
+
+    def _unary(
         self, method: MethodDescriptor, body: Body
     ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        surrounded = self._surround(method, self._default_deadline, self._max_deadline)
+
+        def answer(request: Message, call: Call) -> bytes:
+            answered = body(request, call)
+            return answered if isinstance(answered, bytes) else answered.SerializeToString()
+
+        return lambda raw, context: surrounded(answer, raw, context)
+
+    def _stream(
+        self, method: MethodDescriptor, body: StreamBody
+    ) -> Callable[[bytes, grpc.ServicerContext, Callable[[bytes | None], None]], None]:
+        """Return a handler that hands each message to ``send``, and None after the last one.
+
+        ``send`` waits until the message is taken or the call has ended. An iterator that
+        gRPC goes through would be left open, until it is collected, when a call ends early.
+        """
+        surrounded = self._surround(method, self._stream_deadline, self._stream_deadline)
+
+        def handle(
+            raw: bytes, context: grpc.ServicerContext, send: Callable[[bytes | None], None]
+        ) -> None:
+            def answer(request: Message, call: Call) -> None:
+                with closing(body(request, call)) as messages:
+                    for message in messages:
+                        with self._streams.sending(context):
+                            send(message)
+                        if not context.is_active():
+                            raise DeadlineExceededError
+
+            surrounded(answer, raw, context)
+            send(None)
+
+        return handle
+
+    def _surround(
+        self, method: MethodDescriptor, default: float, longest: float
+    ) -> Callable[[Callable[[Message, Call], T], bytes, grpc.ServicerContext], T]:
         request_class = GetMessageClass(method.input_type)
         seconds = cache(lambda code: self._metrics.rpc_seconds.labels(name, code.name))
         in_flight = self._metrics.rpcs_in_flight
         name = method.name
 
-        def handle(raw: bytes, context: grpc.ServicerContext) -> bytes:
+        def surrounded(
+            answer: Callable[[Message, Call], T], raw: bytes, context: grpc.ServicerContext
+        ) -> T:
             origin = _origin(context)
             with structlog.contextvars.bound_contextvars(method=name, **_told(origin)):
                 began = time.perf_counter()
@@ -107,8 +200,7 @@ class CallChain:
                 try:
                     _check_caller(context)
                     request = _parsed(request_class, raw)
-                    answer = body(request, Call(self._deadline(context), origin))
-                    return answer if isinstance(answer, bytes) else answer.SerializeToString()
+                    return answer(request, Call(_deadline(context, default, longest), origin))
                 except Exception as error:  # noqa: BLE001 - the edge: all become a status
                     code, status = status_of(error, origin.request_id)
                     _tell(error, code)
@@ -117,15 +209,15 @@ class CallChain:
                     seconds(code).observe(time.perf_counter() - began)
             return context.abort_with_status(status)
 
-        return handle
+        return surrounded
 
-    def _deadline(self, context: grpc.ServicerContext) -> Deadline:
-        left = context.time_remaining()
-        # Of a call that has no deadline, gRPC says that centuries remain.
-        if left is None or left > _CENTURY_SECONDS:
-            left = self._default_deadline
-        seconds = min(left, self._max_deadline)
-        return Deadline.after(seconds, cancelled=lambda: not context.is_active())
+
+def _deadline(context: grpc.ServicerContext, default: float, longest: float) -> Deadline:
+    left = context.time_remaining()
+    # Of a call that has no deadline, gRPC says that centuries remain.
+    if left is None or left > _CENTURY_SECONDS:
+        left = default
+    return Deadline.after(min(left, longest), cancelled=lambda: not context.is_active())
 
 
 def _parsed(request_class: type[Message], raw: bytes) -> Message:

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
 _Save: TypeAlias = data_access_pb2.SaveRequest | data_access_pb2.SaveMutation
 _Delete: TypeAlias = data_access_pb2.DeleteRequest | data_access_pb2.DeleteMutation
+_Query: TypeAlias = data_access_pb2.QueryRequest | data_access_pb2.ExportRequest
 _WithData: TypeAlias = _Save | data_access_pb2.SnapshotRequest
+
+# Enough for lists as long as they may be. To convert what is there takes time: up to half
+# a second for a MiB.
+_MAX_PARAMS_BYTES: Final = 1024 * 1024
 
 _MODES: Final = {
     data_access_pb2.MODE_UNSPECIFIED: Mode.CONSUME,
@@ -102,6 +107,15 @@ def mode_of(request: data_access_pb2.QuotaRequest) -> Mode:
         text = f"is {request.mode}, of which this server does not know"
         raise InvalidRequestError([FieldViolation("mode", text)])
     return mode
+
+
+def params_of(request: _Query) -> JsonObject:
+    """Return the parameters of a query as they were given; refused unseen if they are too large."""
+    size = request.params.ByteSize()
+    if size > _MAX_PARAMS_BYTES:
+        text = f"has {size} bytes as protobuf; at most {_MAX_PARAMS_BYTES} are allowed"
+        raise InvalidRequestError([FieldViolation("params", text)])
+    return plain(request.params)
 
 
 def _request(mutation: data_access_pb2.Mutation, policies: Policies) -> Request:

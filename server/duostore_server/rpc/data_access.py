@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from duostore_server.rpc import answers, converters
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from duostore.v1 import data_access_pb2 as pb
     from duostore_server.access.drafting import Drafting
+    from duostore_server.access.exporting import Exporting
+    from duostore_server.access.querying import Querying
     from duostore_server.access.quotas import Quotas
     from duostore_server.access.reading import Reader
     from duostore_server.access.settling import Settling
@@ -29,6 +34,8 @@ class DataAccess:
         *,
         quotas: Quotas,
         settling: Settling,
+        querying: Querying,
+        exporting: Exporting,
         max_answer_bytes: int,
     ) -> None:
         """``max_answer_bytes`` bounds the answer to a BatchGet."""
@@ -37,6 +44,8 @@ class DataAccess:
         self._drafting = drafting
         self._quotas = quotas
         self._settling = settling
+        self._querying = querying
+        self._exporting = exporting
         self._policies = policies
         self._max_answer_bytes = max_answer_bytes
 
@@ -125,3 +134,21 @@ class DataAccess:
             release=request.release if request.HasField("release") else None,
         )
         return answers.settle_quota_response(settled)
+
+    def Query(self, request: pb.QueryRequest, call: Call) -> bytes:
+        page = self._querying.query(
+            request.tenant,
+            request.query,
+            converters.params_of(request),
+            call.deadline,
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return answers.query_response(page)
+
+    def Export(self, request: pb.ExportRequest, call: Call) -> Generator[bytes, None, None]:
+        params = converters.params_of(request)
+        exported = self._exporting.export(request.tenant, request.query, params, call.deadline)
+        with closing(exported) as portions:
+            for portion in portions:
+                yield from answers.export_responses(portion)

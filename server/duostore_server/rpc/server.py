@@ -67,6 +67,8 @@ def listening(
     max_message_bytes: int,
     max_connection_age: float,
     connection_age_grace: float,
+    query_threads: int,
+    export_streams: int,
     drain_timeout: float,
     tls: Tls | None,
     reflect: bool,
@@ -76,13 +78,20 @@ def listening(
     """Serve on ``address`` while the block runs, then drain.
 
     ``address`` is host:port; port 0 takes a free one. Several processes may serve on
-    the same port. Health checks and reflection have threads of their own; of our calls
-    ``max_concurrent_rpcs`` are held, and more refused. Nothing serves, say the health
-    checks, until they are told. Draining tells them first, refuses new calls a moment
-    later, and gives those under way ``drain_timeout`` seconds.
+    the same port. Health checks, reflection, queries and exports have threads of their own;
+    ``max_concurrent_rpcs`` queries are held, as many other calls, and ``export_streams``
+    exports: more are refused. Nothing serves, say the health checks, until they are told.
+    Draining tells them first, refuses new calls a moment later, and gives those under way
+    ``drain_timeout`` seconds.
     """
     with ExitStack() as stack:
         calls = stack.enter_context(Room("rpc", threads=threads, most=max_concurrent_rpcs))
+        rooms = {
+            "Query": Room("query", threads=query_threads, most=max_concurrent_rpcs),
+            "Export": Room("export", threads=export_streams, most=export_streams),
+        }
+        for room in rooms.values():
+            stack.enter_context(room)
         checks = stack.enter_context(Room("health", threads=_HEALTH_THREADS, most=_MOST_CHECKS))
         servicer = health.HealthServicer()
         for name in ("", *SERVICES, *(store.value for store in Store)):
@@ -93,17 +102,20 @@ def listening(
                 Room("reflection", threads=_REFLECTION_STREAMS, most=_REFLECTION_STREAMS)
             )
             beside.append(ReflectionService((*SERVICES, HEALTH), streams, most=_REFLECTION_STREAMS))
+        # Whatever is still open then is cut off, and a stream may be long. A connection whose
+        # calls have ended is closed before that.
+        grace = max(connection_age_grace, chain.stream_deadline)
         server = grpc.server(
             calls,
             handlers=[
-                Admission(chain.handlers(DATA_ACCESS, data_access), calls),
+                Admission(chain.handlers(DATA_ACCESS, data_access, rooms), calls, rooms),
                 *(service.handlers for service in beside),
             ],
             options=[
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_connection_age_ms", round(max_connection_age * 1000)),
-                ("grpc.max_connection_age_grace_ms", round(connection_age_grace * 1000)),
+                ("grpc.max_connection_age_grace_ms", round(grace * 1000)),
                 ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_MILLISECONDS),

@@ -10,15 +10,19 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from duostore_server.domain.errors import (
+    ConstraintViolatedError,
     DuostoreError,
     DuplicateInProgressError,
     FieldViolation,
     IdempotencyKeyReusedError,
     InvalidRequestError,
     MinVersionNotReachedError,
+    QueryFailedError,
     Reason,
     RefusalError,
     ReservationSettledError,
+    ResultChangedError,
+    ResultTooLargeError,
     StoreOverloadedError,
     StoreUnavailableError,
     VersionMismatchError,
@@ -51,6 +55,13 @@ CODES: Final[Mapping[Reason, grpc.StatusCode]] = {
     Reason.DUPLICATE_IN_PROGRESS: grpc.StatusCode.ABORTED,
     Reason.RESERVATION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.RESERVATION_SETTLED: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.CONSTRAINT_VIOLATED: grpc.StatusCode.FAILED_PRECONDITION,
+    # As ANSWER_TOO_LARGE.
+    Reason.RESULT_TOO_LARGE: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.RESULT_CHANGED: grpc.StatusCode.ABORTED,
+    Reason.QUERY_FAILED: grpc.StatusCode.FAILED_PRECONDITION,
+    # As WRITE_OUTCOME_UNKNOWN: repeated at once it would be as slow, and load the database.
+    Reason.QUERY_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
 # A status travels in the trailers, of which clients take 8 KiB by default: what is larger
@@ -111,10 +122,14 @@ def _details(error: Exception) -> Iterator[Message]:
             yield _retry()
         case RefusalError(mutation=int(index)):
             yield _precondition_failure(error, f"mutations[{index}]")
-        case VersionMismatchError() | MinVersionNotReachedError():
+        case VersionMismatchError() | MinVersionNotReachedError() | ConstraintViolatedError():
             yield _precondition_failure(error, "key")
         case ReservationSettledError():
             yield _precondition_failure(error, "reservation")
+        case ResultTooLargeError() | QueryFailedError():
+            yield _precondition_failure(error, "query")
+        case ResultChangedError():
+            yield _precondition_failure(error, "page_token")
 
 
 def _precondition_failure(
