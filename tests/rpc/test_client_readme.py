@@ -6,7 +6,7 @@ import re
 import secrets
 import shutil
 import tomllib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import pytest
 import duostore
 from duostore.v1 import data_access_pb2, entity_pb2
 from tests.support.in_process import in_process
+from tests.support.results import first_portion, page, portion
 from tests.support.scripted_service import (
     ScriptedService,
     client_of,
@@ -44,6 +45,8 @@ PYTHON = [block for language, block in BLOCKS if language == "python"]
     WRITING,
     TRANSACTING,
     DRAFTING,
+    QUERYING,
+    EXPORTING,
     LIMITING,
     FAILING,
     RESERVING,
@@ -146,6 +149,33 @@ def test_drafting_as_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert (published.from_snapshot, published.if_version) == (3, 7)
 
 
+def test_querying_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+    service = ScriptedService()
+    columns = {"id": "text", "title": "text"}
+    service.script("Query", page([["p-1", "A new roof"]], columns))
+    with client_of(service) as client:
+        exec(QUERYING, {"client": client})
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "p-1 A new roof",
+        "1 drafts as of 2026-01-02 03:04:05.678901+00:00, from aurora",
+    ]
+    [asked] = service.asked
+    assert asked.request.params["status"] == "draft"
+    since = datetime.fromisoformat(asked.request.params["since"])
+    assert timedelta(days=29) < datetime.now(UTC) - since < timedelta(days=31)
+
+
+def test_exporting_as_written() -> None:
+    service = ScriptedService()
+    columns = {"id": "text", "title": "text"}
+    service.script("Export", [first_portion([["p-1", "A"]], columns), portion([["p-2", "B"]])])
+    names: dict[str, Any] = {}
+    with client_of(service) as client:
+        exec(EXPORTING, names | {"client": client}, names)
+    assert names["titles"] == ["A", "B"]
+
+
 def test_limiting_as_written(capsys: pytest.CaptureFixture[str]) -> None:
     service = ScriptedService()
     denied = data_access_pb2.QuotaResponse(limit=1000)
@@ -206,12 +236,16 @@ def test_connecting_as_written() -> None:
     names["client"].close()
 
 
-def test_every_quota_and_kind_is_one_of_the_demo() -> None:
+def test_every_quota_query_and_kind_is_one_of_the_demo() -> None:
     demo = tomllib.loads(DEMO.read_text(encoding="utf-8"))
     text = README.read_text(encoding="utf-8")
     quotas = set(re.findall(r"client\.\w*quota\(\"(\w+)\"", text))
     assert quotas == set(demo["quotas"])
-    kinds = set(re.findall(r"(?:client\.(?!\w*quota)\w+|duostore\.[A-Z]\w+)\(\s*\"(\w+)\"", text))
+    queries = set(re.findall(r"client\.(?:query|export)\(\"(\w+)\"", text))
+    assert queries
+    assert queries <= set(demo["queries"])
+    of_kinds = r"(?:client\.(?!\w*quota|query|export)\w+|duostore\.[A-Z]\w+)\(\s*\"(\w+)\""
+    kinds = set(re.findall(of_kinds, text))
     assert kinds == {"proposal", "template"}
     assert kinds < set(demo["kinds"])
 
@@ -243,10 +277,13 @@ def test_all_of_it_runs_in_its_order_against_the_demo(
             published = client.get("proposal", "p-1", strong=True)
             used = client.peek_quota("api_calls", "ann")
             tokens = client.peek_quota("ai_tokens", "ann")
-    first, results, kept = capsys.readouterr().out.splitlines()
+    first, results, kept, found, counted = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"1 A new roof (cache|dynamodb)", first)
     assert results == "[5, 2, 1]"
     assert kept.startswith("1 ")
+    assert found == "p-1 A new roof, and a"
+    assert re.fullmatch(r"1 drafts as of .*, from aurora", counted)
+    assert names["titles"] == ["A new roof, and a"]
     assert (published.version, published.data["title"]) == (6, "A new roof, and a")
     assert (names["allowed"], used.limit - used.remaining) == (True, 2)
     assert tokens.limit - tokens.remaining == 4, "the rest was given back"

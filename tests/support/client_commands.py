@@ -24,10 +24,11 @@ def duostore(*arguments: str, stdin: bytes | str | None = None, **env: str) -> R
     return CliRunner().invoke(app, arguments, input=stdin, env=env)
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """Run a command in a process of its own."""
+def start(*arguments: str, before: str = "") -> subprocess.Popen[str]:
+    """Run a command in a process of its own, in which ``before``, some Python, is run first."""
+    program = f"{before}\nfrom {__name__} import app\napp()"
     return subprocess.Popen(
-        [sys.executable, "-m", __name__, *arguments],
+        [sys.executable, "-c", program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -37,7 +38,3 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 def _environment() -> dict[str, Any]:
     return {name: value for name, value in os.environ.items() if not name.startswith("DUOSTORE_")}
-
-
-if __name__ == "__main__":
-    app()

@@ -193,6 +193,20 @@ DOMAIN_ERRORS: list[tuple[Exception, type[duostore.Error], dict[str, object]]] =
         {"mutation": 3, "expected": 2},
     ),
     (domain.EntityExistsError(5), duostore.EntityExistsError, {"mutation": None}),
+    (
+        domain.ConstraintViolatedError("invoice_number_key").at(1),
+        duostore.ConstraintViolatedError,
+        {"constraint": "invoice_number_key", "mutation": 1, "maybe_applied": False},
+    ),
+    (domain.ConstraintViolatedError(""), duostore.ConstraintViolatedError, {"constraint": ""}),
+    (
+        domain.ResultTooLargeError("q", "max_rows", 1000),
+        duostore.ResultTooLargeError,
+        {"bound": "max_rows", "limit": 1000},
+    ),
+    (domain.ResultChangedError(), duostore.ResultChangedError, {}),
+    (domain.QueryFailedError("q", "22012"), duostore.QueryFailedError, {"sqlstate": "22012"}),
+    (domain.QueryTimeoutError("q"), duostore.QueryTimeoutError, {"metadata": {"query": "q"}}),
     (ZeroDivisionError(), duostore.InternalError, {"maybe_applied": True}),
 ]
 
@@ -314,12 +328,14 @@ def test_only_what_decides_takes_the_doubt_of_an_earlier_try_away(reason: str) -
         "ENTITY_NOT_FOUND",
         "ENTITY_EXISTS",
         "VERSION_MISMATCH",
+        "CONSTRAINT_VIOLATED",
         "IDEMPOTENCY_KEY_REUSED",
         "RESERVATION_NOT_FOUND",
         "RESERVATION_SETTLED",
     }
     assert error.maybe_applied is not decides
-    unknown = {"INTERNAL", "DEADLINE_EXCEEDED"}  # which say so by themselves
+    # Which say so by themselves. QUERY_TIMEOUT is of no write.
+    unknown = {"INTERNAL", "DEADLINE_EXCEEDED", "QUERY_TIMEOUT"}
     expected = BY_REASON[reason] if decides or reason in unknown else None
     assert type(error) is (expected or duostore.WriteOutcomeUnknownError)
     assert "tried 2 times" in str(error)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         AbortedError,
         AlreadyExistsError,
         AnswerTooLargeError,
+        ConstraintViolatedError,
         DeadlineExceededError,
         DuplicateInProgressError,
         EntityExistsError,
@@ -28,17 +29,22 @@ if TYPE_CHECKING:
         MinVersionNotReachedError,
         NotFoundError,
         OverloadedError,
+        QueryFailedError,
+        QueryTimeoutError,
         QuotaDeniedError,
         RefusalError,
         ReservationNotFoundError,
         ReservationSettledError,
         ResourceExhaustedError,
+        ResultChangedError,
+        ResultTooLargeError,
         SnapshotNotFoundError,
         StoreUnavailableError,
         UnavailableError,
         VersionMismatchError,
         WriteOutcomeUnknownError,
     )
+    from duostore.queries import Export, QueryResult
     from duostore.quotas import Reservation
     from duostore.values import (
         Appended,
@@ -66,6 +72,7 @@ __all__ = [
     "Applied",
     "Check",
     "Client",
+    "ConstraintViolatedError",
     "DeadlineExceededError",
     "Delete",
     "DuplicateInProgressError",
@@ -73,6 +80,7 @@ __all__ = [
     "EntityExistsError",
     "EntityNotFoundError",
     "Error",
+    "Export",
     "FailedPreconditionError",
     "FieldViolation",
     "IdempotencyKeyReusedError",
@@ -84,6 +92,9 @@ __all__ = [
     "NotFoundError",
     "OverloadedError",
     "Publish",
+    "QueryFailedError",
+    "QueryResult",
+    "QueryTimeoutError",
     "QuotaDecision",
     "QuotaDeniedError",
     "RefusalError",
@@ -91,6 +102,8 @@ __all__ = [
     "ReservationNotFoundError",
     "ReservationSettledError",
     "ResourceExhaustedError",
+    "ResultChangedError",
+    "ResultTooLargeError",
     "Save",
     "Saved",
     "Settled",
@@ -110,7 +123,7 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         if name in __all__:
-            for home in ("values", "errors", "quotas", "client"):
+            for home in ("values", "errors", "queries", "quotas", "client"):
                 module = import_module(f"{__name__}.{home}")
                 if name in vars(module):
                     return vars(module)[name]

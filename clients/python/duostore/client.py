@@ -10,6 +10,7 @@ from duostore.channel import channel_options
 from duostore.connection import Connection, call_metadata
 from duostore.errors import EntityNotFoundError
 from duostore.paging import found_in_batches, reading, snapshots_by_pages
+from duostore.queries import QueryCalls
 from duostore.quotas import QuotaCalls
 from duostore.retries import Retries, random_jitter
 from duostore.status import Call, Repeat, broken_contract
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT: Final = 5.0
 
 
-class Client(QuotaCalls):
-    """Reads and writes entities as plain dicts, and asks quotas; safe to use from many threads.
+class Client(QueryCalls, QuotaCalls):
+    """Reads and writes entities as plain dicts, and asks queries and quotas; thread-safe.
 
     ``target`` is host:port, or any other gRPC name. Without ``credentials`` the
     connection is in the clear; ``grpc.ssl_channel_credentials()`` gives TLS. ``caller`` is
@@ -38,8 +39,8 @@ class Client(QuotaCalls):
     is sent with every call. ``options`` are gRPC channel options and count before the
     client's own. What cannot be sent is a ``ValueError`` here.
 
-    ``timeout``, in seconds, bounds every call that brings none of its own. Every method
-    may raise any ``duostore.Error``.
+    ``timeout``, in seconds, bounds every call that brings none of its own, but for ``export``.
+    Every method may raise any ``duostore.Error``.
 
     Within its timeout a call is tried again while the server or a store is unavailable, or
     its outcome unknown. Writes are safe to repeat by their ``idempotency_key``, by which the

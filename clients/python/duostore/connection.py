@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import grpc
 
 from duostore.channel import open_channel
-from duostore.status import error_of
+from duostore.errors import Error
+from duostore.streaming import Stream, failure_of
 from duostore.v1.data_access_pb2_grpc import DataAccessStub
 
 if TYPE_CHECKING:
@@ -128,23 +129,65 @@ class Connection:
         Raises the ``Error`` of the last try, which speaks of all of them: a write that any
         of them may have applied is one that may have been applied.
         """
-        metadata = ((_REQUEST_ID, call.request_id), *self._metadata)
+        metadata = self._metadata_of(call)
         deadline = time.monotonic() + seconds
         while True:
             send = method(self.opened())
             try:
                 response = send(request, timeout=deadline - time.monotonic(), metadata=metadata)
             except grpc.RpcError as error:
-                trailing = [(item.key, item.value) for item in error.trailing_metadata() or ()]
-                failure = error_of(call, error.code(), error.details() or "", trailing)
-                wait = None
-                if self._retries is not None and call.repeat.is_safe:
-                    left = deadline - time.monotonic()
-                    wait = self._retries.wait(failure, call.tries, left)
-                if wait is None or self._closed.wait(wait):
-                    raise failure from error
-                call = call.again(failure)
+                call = self._again(failure_of(call, error), call, deadline, error)
             else:
-                if self._retries is not None:
-                    self._retries.succeeded()
+                self._succeeded()
                 return response
+
+    def stream(
+        self,
+        method: Callable[[DataAccessStub], grpc.UnaryStreamMultiCallable[RequestT, ResponseT]],
+        request: RequestT,
+        call: Call,
+        *,
+        seconds: float | None,
+        patience: float,
+    ) -> tuple[ResponseT | None, Stream[ResponseT]]:
+        """Return the first portion of an answer, None if it has none, and those to come.
+
+        ``seconds``, unless it is None, bounds the whole answer. Until the first portion is
+        there the call is tried again, for so many seconds of ``patience``; not after it, so
+        that no portion comes twice. Raises as ``call``, and so does the stream.
+        """
+        metadata = self._metadata_of(call)
+        began = time.monotonic()
+        while True:
+            send = method(self.opened())
+            left = None if seconds is None else began + seconds - time.monotonic()
+            stream = Stream(send(request, timeout=left, metadata=metadata), call)
+            try:
+                first = next(stream, None)
+            except Error as failure:
+                call = self._again(failure, call, began + patience, failure.__cause__)
+            except BaseException:
+                # As by Ctrl-C: nobody else could end it.
+                stream.cancel()
+                raise
+            else:
+                self._succeeded()
+                return first, stream
+
+    def _metadata_of(self, call: Call) -> tuple[tuple[str, str | bytes], ...]:
+        return ((_REQUEST_ID, call.request_id), *self._metadata)
+
+    def _again(
+        self, failure: Error, call: Call, deadline: float, cause: BaseException | None
+    ) -> Call:
+        """Wait, and return the next try; raises the failure if there shall be none."""
+        wait = None
+        if self._retries is not None and call.repeat.is_safe:
+            wait = self._retries.wait(failure, call.tries, deadline - time.monotonic())
+        if wait is None or self._closed.wait(wait):
+            raise failure from cause
+        return call.again(failure)
+
+    def _succeeded(self) -> None:
+        if self._retries is not None:
+            self._retries.succeeded()

@@ -18,7 +18,7 @@ from duostore.errors import FieldViolation, invalid_request
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-    from google.protobuf.struct_pb2 import Value
+    from google.protobuf.struct_pb2 import ListValue, Value
 
 # From 2^53 on a double no longer tells neighbouring whole numbers apart: as 2^53 itself comes
 # 2^53 + 1, too.
@@ -64,6 +64,11 @@ def from_struct(struct: Struct) -> dict[str, Any]:
     return {name: _plain(value) for name, value in struct.fields.items()}
 
 
+def from_list(values: ListValue) -> list[Any]:
+    """Return a ListValue as a plain list, its numbers as ``from_struct`` gives them."""
+    return [_plain(item) for item in values.values]
+
+
 def _plain(value: Value) -> Any:  # noqa: ANN401 - any JSON value
     match value.WhichOneof("kind"):
         case "string_value":
@@ -77,7 +82,7 @@ def _plain(value: Value) -> Any:  # noqa: ANN401 - any JSON value
         case "struct_value":
             return from_struct(value.struct_value)
         case "list_value":
-            return [_plain(item) for item in value.list_value.values]
+            return from_list(value.list_value)
         case _:
             return None
 

@@ -159,6 +159,10 @@ class DuplicateInProgressError(AbortedError):
     """
 
 
+class ResultChangedError(AbortedError):
+    """The rows of a query have changed since its first page was read: query again."""
+
+
 class FailedPreconditionError(Error):
     """The call does not fit the state of the system; repeating it does not help."""
 
@@ -193,6 +197,40 @@ class AnswerTooLargeError(FailedPreconditionError):
     def limit(self) -> int:
         """Return the bytes that an answer may have."""
         return int(self.metadata["limit"])
+
+
+class ConstraintViolatedError(FailedPreconditionError, RefusalError):
+    """A write of a relational kind broke a constraint of the database. Nothing was changed."""
+
+    @property
+    def constraint(self) -> str:
+        """Return its name, or the column that must not be NULL; empty if it has none."""
+        return self.metadata.get("constraint", "")
+
+
+class ResultTooLargeError(FailedPreconditionError):
+    """A query has more rows or bytes than it may: narrow its parameters, or export it."""
+
+    details = ("limit",)
+
+    @property
+    def bound(self) -> str:
+        """Return what was passed: ``max_rows`` or ``max_bytes``."""
+        return self.metadata.get("bound", "")
+
+    @property
+    def limit(self) -> int:
+        """Return how many rows, or bytes, a result of the query may have."""
+        return int(self.metadata["limit"])
+
+
+class QueryFailedError(FailedPreconditionError):
+    """The database could not compute a query over the data as they are: a division by zero."""
+
+    @property
+    def sqlstate(self) -> str:
+        """Return PostgreSQL's code of what went wrong."""
+        return self.metadata.get("sqlstate", "")
 
 
 class ReservationSettledError(FailedPreconditionError):
@@ -239,6 +277,10 @@ class WriteOutcomeUnknownError(Error):
 
 class DeadlineExceededError(Error):
     """The timeout of the call passed. A write may or may not have been applied."""
+
+
+class QueryTimeoutError(DeadlineExceededError):
+    """A query took longer than its own timeout, which the server's configuration sets."""
 
 
 class ResourceExhaustedError(Error):

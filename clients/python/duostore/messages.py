@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from duostore.documents import from_struct, no_unicode, to_struct
 from duostore.errors import FieldViolation, InvalidRequestError, invalid_request
+from duostore.params import to_params
 from duostore.v1 import data_access_pb2, entity_pb2
 from duostore.values import (
     Appended,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.timestamp_pb2 import Timestamp
 
+    from duostore.params import Params
     from duostore.values import Mutation
 
 _STORES: Final = {
@@ -212,6 +214,26 @@ def settle_quota_request(
     return request
 
 
+def query_request(
+    query: str, params: Params, *, tenant: str, page_size: int
+) -> data_access_pb2.QueryRequest:
+    """Return the request for the first page.
+
+    Raises ``TypeError`` for what is of another type, ``InvalidRequestError`` for parameters
+    that cannot be sent unchanged.
+    """
+    _require_texts(query=query, tenant=tenant)
+    return data_access_pb2.QueryRequest(
+        tenant=tenant, query=query, params=to_params(params), page_size=page_size
+    )
+
+
+def export_request(query: str, params: Params, *, tenant: str) -> data_access_pb2.ExportRequest:
+    """Return the request; raises as ``query_request``."""
+    _require_texts(query=query, tenant=tenant)
+    return data_access_pb2.ExportRequest(tenant=tenant, query=query, params=to_params(params))
+
+
 def key_of(message: entity_pb2.EntityKey) -> Key:
     """Return the key that a message names."""
     return Key(message.kind, message.id, message.tenant)
@@ -219,7 +241,7 @@ def key_of(message: entity_pb2.EntityKey) -> Key:
 
 def entity_of(message: entity_pb2.Entity, receipt: entity_pb2.Receipt) -> Entity:
     """Return an entity that was read, with the receipt of its answer."""
-    cached = receipt.HasField("cached_time")
+    served_from, cached_time = served_of(receipt)
     return Entity(
         tenant=message.key.tenant,
         kind=message.key.kind,
@@ -228,9 +250,15 @@ def entity_of(message: entity_pb2.Entity, receipt: entity_pb2.Receipt) -> Entity
         data=from_struct(message.data),
         create_time=message.create_time.ToDatetime(UTC),
         update_time=message.update_time.ToDatetime(UTC),
-        served_from=_STORES.get(receipt.served_from, Store.UNKNOWN),
-        cached_time=receipt.cached_time.ToDatetime(UTC) if cached else None,
+        served_from=served_from,
+        cached_time=cached_time,
     )
+
+
+def served_of(receipt: entity_pb2.Receipt) -> tuple[Store, datetime | None]:
+    """Return which store answered, and when the answer was put into the cache if that did."""
+    cached = receipt.cached_time.ToDatetime(UTC) if receipt.HasField("cached_time") else None
+    return _STORES.get(receipt.served_from, Store.UNKNOWN), cached
 
 
 def saved_of(response: data_access_pb2.SaveResponse | data_access_pb2.DeleteResponse) -> Saved:

@@ -38,6 +38,11 @@ BY_REASON: Final[Mapping[str, type[Error]]] = {
     "DUPLICATE_IN_PROGRESS": errors.DuplicateInProgressError,
     "RESERVATION_NOT_FOUND": errors.ReservationNotFoundError,
     "RESERVATION_SETTLED": errors.ReservationSettledError,
+    "CONSTRAINT_VIOLATED": errors.ConstraintViolatedError,
+    "RESULT_TOO_LARGE": errors.ResultTooLargeError,
+    "RESULT_CHANGED": errors.ResultChangedError,
+    "QUERY_FAILED": errors.QueryFailedError,
+    "QUERY_TIMEOUT": errors.QueryTimeoutError,
 }
 
 # For reasons that this client does not know, and for failures outside the server.
@@ -78,6 +83,7 @@ _DECIDING_REASONS: Final = frozenset(
         "ENTITY_NOT_FOUND",
         "ENTITY_EXISTS",
         "VERSION_MISMATCH",
+        "CONSTRAINT_VIOLATED",
         "IDEMPOTENCY_KEY_REUSED",
         "RESERVATION_NOT_FOUND",
         "RESERVATION_SETTLED",
@@ -92,6 +98,8 @@ _ADVICE: Final[Mapping[type[Error], str]] = {
     errors.SnapshotNotFoundError: "list_snapshots yields those that there are",
     errors.ReservationNotFoundError: "check the tenant; what has expired cannot be settled",
     errors.DuplicateInProgressError: "repeat it with the same idempotency_key",
+    errors.ResultTooLargeError: "export has no such limit",
+    errors.QueryTimeoutError: "a longer timeout of the call does not help; narrow its parameters",
     errors.UnavailableError: "check the target and that the server runs, or try again later",
     errors.DeadlineExceededError: "if it needs longer, pass a longer timeout",
 }

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from duostore_server.cli import client_drafts, client_quotas
+from duostore_server.cli import client_drafts, client_queries, client_quotas
 from duostore_server.cli.client_options import (
     Data,
     File,
@@ -45,7 +45,8 @@ def register(app: typer.Typer) -> None:
         client_drafts.publish,
     )
     quotas = (client_quotas.quota, client_quotas.settle)
-    for command in (get, save, delete, transact, *drafts, *quotas, load, health):
+    queries = (client_queries.query, client_queries.export)
+    for command in (get, save, delete, transact, *drafts, *queries, *quotas, load, health):
         app.command(help=reflowed(command.__doc__ or ""), rich_help_panel=_PANEL)(command)
 
 
