@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # What these declare is known by its name.
 _PROTOS = (data_access_pb2, health_pb2)
+# What grpcurl adds to the number of a status for its exit code.
+_EXIT_OFFSET = 64
 
 
 def method_of(name: str) -> MethodDescriptor:
@@ -29,20 +31,27 @@ def method_of(name: str) -> MethodDescriptor:
 
 
 def main(target: str, *arguments: str) -> None:
-    """Print the answer to a call."""
+    """Print the answers to a call, or the error."""
     plaintext, data, body, _, name = arguments
     if (plaintext, data) != ("-plaintext", "-d"):
         raise SystemExit(f"no arguments of the README: {arguments}")
     method = method_of(name)
     request = json_format.Parse(body, GetMessageClass(method.input_type)())
     with grpc.insecure_channel(target) as channel:
-        call = channel.unary_unary(
+        call = channel.unary_stream(
             f"/{name}",
             type(request).SerializeToString,
             GetMessageClass(method.output_type).FromString,
         )
-        answer = call(request, timeout=10)
-    sys.stdout.write(f"{json_format.MessageToJson(answer)}\n")
+        try:
+            for answer in call(request, timeout=10):
+                text = json_format.MessageToJson(answer, ensure_ascii=False)
+                sys.stdout.write(f"{text}\n")
+        except grpc.RpcError as error:
+            code = error.code()
+            named = "".join(word.capitalize() for word in code.name.split("_"))
+            sys.stderr.write(f"ERROR:\n  Code: {named}\n  Message: {error.details()}\n")
+            raise SystemExit(_EXIT_OFFSET + code.value[0]) from error
 
 
 if __name__ == "__main__":

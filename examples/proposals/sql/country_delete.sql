@@ -1,0 +1,1 @@
+DELETE FROM public.country WHERE tenant = :tenant AND code = :id

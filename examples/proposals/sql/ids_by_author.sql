@@ -1,0 +1,1 @@
+SELECT :author AS id WHERE :author IS NOT NULL

@@ -1,0 +1,1 @@
+SELECT :tenant AS tenant, :code AS id

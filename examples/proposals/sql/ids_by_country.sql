@@ -1,0 +1,1 @@
+SELECT :tenant AS tenant, :country AS id

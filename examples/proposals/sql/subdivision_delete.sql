@@ -1,0 +1,1 @@
+DELETE FROM public.subdivision WHERE tenant = :tenant AND code = :id
