@@ -240,7 +240,7 @@ def test_what_a_query_uses_must_be_declared_and_what_is_declared_used(folder: Pa
         (b"SELECT 1;\nSELECT 2", "{path}:2: a second statement begins, and only save_sql and del"),
         (b"\n\nDELETE FROM note", "{path}:3: DELETE does not begin a SELECT"),
         (b"SELECT\n'a", "{path}:2: here begins a string"),
-        (b"SELECT :A", "{path}:1: :A is no name of a parameter"),
+        ("SELECT :é".encode(), "{path}:1: :é is no name of a parameter"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_a_problem(
@@ -530,8 +530,8 @@ def changed(source: str, old: str, new: str) -> str:
             "entry 1 must have fields, a list of names of fi",
         ),
         (
-            changed(OF_NOTE, '"author"', '"Author"'),
-            'entry 1 has the field "Author", and a name must be of a-z 0-9 _, in lower case',
+            changed(OF_NOTE, '"author"', '"the author"'),
+            'entry 1 has the field "the author", and a name must be of A-Z a-z 0-9 _',
         ),
         (changed(OF_NOTE, '"author"', '"author", "a-b"'), 'entry 1 has the field "a-b", and'),
         (

@@ -140,17 +140,15 @@ def test_what_does_not_end_is_told_with_the_line_where_it_begins(text: str, line
 
 
 def test_all_that_is_wrong_with_a_file_is_told_at_once() -> None:
-    found = faults("SELECT :Since,\n $1,\n :é, :a$b,\n '$2 :C', :ok, '\0'")
+    found = faults("SELECT :été,\n $1,\n :é, :a$b,\n '$2 :C', :ok, '\0'")
 
     assert [line for line, _ in found] == [4, 1, 2, 3, 3]
     assert found[0][1] == "holds the character U+0000"
-    assert found[1][1] == (
-        ":Since is no name of a parameter: they are of a-z, 0-9 and _, in lower case"
-    )
+    assert found[1][1] == (":été is no name of a parameter: they are of A-Z, a-z, 0-9 and _")
     assert found[2][1] == "$1 is no parameter; parameters have names, such as :id"
     assert [fault.split()[0] for _, fault in found[3:]] == [":é", ":a$b"]
-    with pytest.raises(SqlFileError, match=r"^sql/some.sql:4: holds .*; sql/some.sql:1: :Since"):
-        parse(PATH, "SELECT :Since,\n\n\n'\0'")
+    with pytest.raises(SqlFileError, match=r"^sql/some.sql:4: holds .*; sql/some.sql:1: :été"):
+        parse(PATH, "SELECT :été,\n\n\n'\0'")
 
 
 @pytest.mark.parametrize(

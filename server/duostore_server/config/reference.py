@@ -45,10 +45,11 @@ In a schema for documents (`kinds.NAME.schema`) `format` is checked, `1.0` is an
 stay within the file, and patterns know neither look-around nor back-references, which can be made
 to take unbounded time.
 
-In SQL files `:name` is a parameter, in lower case, whose value is sent beside the SQL; not so in
-strings, quoted names and comments. `::` is a cast. In a slice of an array a colon needs a space
-before a name: `a[1: n]`. A file has one statement, but for `save_sql` and `delete_sql`. `duostore
-config check` has the database prepare all of them and tells the file and line of what is wrong.
+In SQL files `:name` is a parameter, whose value is sent beside the SQL; those of a query are in
+lower case, those of a source are spelt as its `fields`. Not so in strings, quoted names and comments.
+`::` is a cast. In a slice of an array a colon needs a space before a name: `a[1: n]`. A file has one
+statement, but for `save_sql` and `delete_sql`. `duostore config check` has the database prepare all
+of them and tells the file and line of what is wrong.
 """
 
 

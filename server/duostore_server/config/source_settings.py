@@ -83,7 +83,7 @@ def _bad_fields(fields: object, *, of_kind: bool) -> Iterator[str]:
         yield "must have at least one column as its fields"
     for name in dict.fromkeys(fields):
         if not PARAM_NAME.fullmatch(name):
-            yield f'has the field "{name}", and a name must be of a-z 0-9 _, in lower case'
+            yield f'has the field "{name}", and a name must be of A-Z a-z 0-9 _'
         elif of_kind and name in (TENANT, ID):
             yield f'has the field "{name}", and ids is told the {name} of the entity by that name'
         if fields.count(name) > 1:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _READS: Final = frozenset({"SELECT", "WITH", "VALUES", "TABLE", "("})
 _WRITES: Final = _READS | {"INSERT", "UPDATE", "DELETE", "MERGE"}
 
-PARAM_NAME: Final = re.compile(r"[a-z_][a-z0-9_]*", re.ASCII)
+PARAM_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 class SqlFileError(ValueError):
@@ -106,7 +106,7 @@ def _faults(text: str, found: Sequence[Place]) -> Iterator[tuple[int, str]]:
         elif place.mark is Mark.PLACEHOLDER and not PARAM_NAME.fullmatch(word[1:]):
             yield (
                 line,
-                f"{word} is no name of a parameter: they are of a-z, 0-9 and _, in lower case",
+                f"{word} is no name of a parameter: they are of A-Z, a-z, 0-9 and _",
             )
 
 

@@ -59,6 +59,10 @@ class Deadline:
         """Return whether nothing more should be begun."""
         return self.remaining() <= MARGIN_SECONDS
 
+    def is_abandoned(self) -> bool:
+        """Return whether nobody waits any more: it is over, or the caller has gone."""
+        return self.is_over() or self._cancelled()
+
     def part(self, share: float) -> Deadline:
         """Return a deadline after which this share of what is left has been used.
 
