@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from duostore_server import codec
 from duostore_server.access.limits import LimitsInForce
-from duostore_server.access.propagation import Propagation
-from duostore_server.config import policies as policies_of
+from duostore_server.background_work import loop
 from duostore_server.config import quotas as quotas_of
-from duostore_server.domain.deadline import Deadline
+from duostore_server.config import read_models as read_models_of
 from duostore_server.domain.errors import Store, StoreError
 from duostore_server.rpc.chain import CallChain
 from duostore_server.rpc.health import HealthMonitor
 from duostore_server.rpc.server import SERVICES, Tls, listening
+from duostore_server.rpc.streams import Streams
 from duostore_server.storage.aurora.authority import AuroraAuthority
 from duostore_server.storage.aurora.drafts import AuroraDrafts
 from duostore_server.storage.aurora.idempotency import AuroraIdempotency
@@ -29,6 +26,9 @@ from duostore_server.storage.aurora.limits import AuroraLimits
 from duostore_server.storage.aurora.outbox import AuroraOutbox
 from duostore_server.storage.aurora.pool import AuroraPool
 from duostore_server.storage.aurora.probe import open_probe as open_aurora_probe
+from duostore_server.storage.aurora.queries import AuroraQueries
+from duostore_server.storage.aurora.source_changes import AuroraSourceChanges
+from duostore_server.storage.aurora.stale import AuroraStaleDocuments
 from duostore_server.storage.backoff import Backoff
 from duostore_server.storage.cache.memcached import MemcachedCache
 from duostore_server.storage.cache.memory import MemoryCache
@@ -51,13 +51,13 @@ from duostore_server.telemetry.observed_idempotency_rows import ObservedIdempote
 from duostore_server.telemetry.observed_limits import ObservedLimits
 from duostore_server.telemetry.observed_outbox import ObservedOutbox
 from duostore_server.telemetry.observed_projections import ObservedProjections
+from duostore_server.telemetry.observed_queries import ObservedQueries
 from duostore_server.telemetry.observed_records import ObservedRecords
 from duostore_server.telemetry.observed_snapshots import ObservedSnapshots
-from duostore_server.use_cases import Quoting, data_access, jitter, utc_now
-from duostore_server.workers.consolidator import Consolidator
+from duostore_server.telemetry.observed_source_changes import ObservedSourceChanges
+from duostore_server.telemetry.observed_stale import ObservedStaleDocuments
+from duostore_server.use_cases import Quoting, data_access
 from duostore_server.workers.deferred import Deferred
-from duostore_server.workers.loop import LONGEST_BACKOFF_SECONDS, Loop
-from duostore_server.workers.projector import Projector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,7 +79,10 @@ if TYPE_CHECKING:
         Outbox,
         Probe,
         Projections,
+        Queries,
         Snapshots,
+        SourceChanges,
+        StaleDocuments,
     )
     from duostore_server.rpc.server import Listening
     from duostore_server.storage.dynamodb.ports import DynamoDBPorts
@@ -91,23 +94,17 @@ _PROBE_EVERY_SECONDS: Final = 1.0
 _DEFERRED_EVERY_SECONDS: Final = 0.05
 _COMPLETIONS_AT_A_TIME: Final = 500
 _ANSWERS_AT_A_TIME: Final = 100
-# A history put begins within the head's timeout, and lasts for its own two attempts.
-_LEAST_SETTLED: Final = 5.0
-# It reads whole documents before it finds that Aurora is down, and nobody waits for it.
-_CONSOLIDATOR_BACKOFF_SECONDS: Final = 10.0
-_PURGE_EVERY_SECONDS: Final = 10.0
-_PURGE_SECONDS: Final = 2.0
-_PURGED_AT_A_TIME: Final = 1000
-_BACKLOG_EVERY_SECONDS: Final = 1.0
 _LIMITS_EVERY_SECONDS: Final = 1.0
+# What a caller who has gone leaves behind is freed within a second.
+_LOOK_EVERY_SECONDS: Final = 0.2
+# The server keeps a result for as long as a client may stall, and this much longer.
+_STALL_MARGIN_SECONDS: Final = 5.0
+# Nobody waits for it, and a page of a large change, or a read model, may take a while.
+_FAN_OUT_SECONDS: Final = 30.0
+_FAN_OUT_CONNECTIONS: Final = 4
 # One slow answer is not an outage; these many in a row, with none in between, are.
 _DYNAMODB_TOLERANCE: Final = 3
 _DYNAMODB_PAUSE_SECONDS: Final = (0.25, 0.5)
-# Of the time that a claim lasts; the rest is for what was begun, and to complete it.
-_BUDGET_SHARE: Final = 0.7
-# Of one batch, what is brought side by side.
-_PROJECTIONS_AT_A_TIME: Final = 4
-_HEADS_AT_A_TIME: Final = 4
 
 
 def _dynamodb_backoff() -> Backoff:
@@ -127,6 +124,9 @@ class Stores:
     rows: IdempotencyRows
     drafts: Drafts
     limits: Limits
+    queries: Queries
+    source_changes: SourceChanges
+    stale: StaleDocuments
     projections: Projections
     heads: Heads
     snapshots: Snapshots
@@ -135,6 +135,8 @@ class Stores:
     counters: Counters
     cache: Cache
     probes: tuple[Probe, ...]
+    # Ends the queries whose callers have gone; one round.
+    cancel_abandoned: Callable[[], bool]
 
 
 @contextmanager
@@ -154,14 +156,23 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
         )
         dynamodb = stack.enter_context(_dynamodb(settings, metrics))
         cache, cache_probe = _open_cache(settings, metrics, stack)
+        read_models = read_models_of(settings)
+        queries = _open_queries(settings, stack)
+        fan_out_pool = stack.enter_context(_fan_out_pool(settings))
         # What one port finds out of DynamoDB holds for the others.
         guard = Guard(_dynamodb_backoff())
         yield Stores(
-            authority=ObservedAuthority(AuroraAuthority(pool), metrics),
+            authority=ObservedAuthority(AuroraAuthority(pool, read_models), metrics),
             outbox=ObservedOutbox(AuroraOutbox(pool, claim=settings.projector.claim), metrics),
             rows=ObservedIdempotencyRows(AuroraIdempotency(pool), metrics),
             drafts=ObservedDrafts(AuroraDrafts(pool), metrics),
             limits=ObservedLimits(AuroraLimits(pool), metrics),
+            queries=ObservedQueries(queries, metrics),
+            cancel_abandoned=queries.cancel_abandoned,
+            source_changes=ObservedSourceChanges(
+                AuroraSourceChanges(fan_out_pool, read_models), metrics
+            ),
+            stale=ObservedStaleDocuments(AuroraStaleDocuments(fan_out_pool, read_models), metrics),
             projections=ObservedProjections(
                 GuardedProjections(dynamodb.projections, guard), metrics
             ),
@@ -180,24 +191,35 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
 def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Listening]:
     """Answer calls while the block runs; drain at its end, and note what was completed."""
     server = settings.server
+    streams = Streams(stall=server.export_stall)
     completer = Deferred(stores.outbox.complete, batch=_COMPLETIONS_AT_A_TIME)
     recorder = Deferred(stores.records.put, batch=_ANSWERS_AT_A_TIME)
     limits = LimitsInForce(quotas_of(settings), stores.limits)
     quoting = Quoting(settings, stores, metrics, limits)
     chain = CallChain(
-        metrics, default_deadline=server.default_deadline, max_deadline=server.max_deadline
+        metrics,
+        default_deadline=server.default_deadline,
+        max_deadline=server.max_deadline,
+        stream_deadline=server.export_deadline,
+        streams=streams,
     )
     with ExitStack() as stack:
         for name, work in (("completer", completer), ("recorder", recorder)):
             stack.callback(work.finish)
-            stack.enter_context(_loop(name, work.run_once, _DEFERRED_EVERY_SECONDS, metrics))
+            stack.enter_context(loop(name, work.run_once, _DEFERRED_EVERY_SECONDS, metrics))
         if settings.quotas:
             _refresh_once(limits)
-            stack.enter_context(_loop("limits", limits.refresh, _LIMITS_EVERY_SECONDS, metrics))
+            stack.enter_context(loop("limits", limits.refresh, _LIMITS_EVERY_SECONDS, metrics))
             # Once nobody is answered any more, and before the stores are closed.
             stack.callback(quoting.return_leases)
             rest = quoting.rest
-            stack.enter_context(_loop("leases", quoting.return_unused, rest, metrics, longest=rest))
+            stack.enter_context(loop("leases", quoting.return_unused, rest, metrics, longest=rest))
+        if settings.queries:
+            for name, look in (
+                ("abandoned", stores.cancel_abandoned),
+                ("stalled", streams.cancel_stalled),
+            ):
+                stack.enter_context(loop(name, look, _LOOK_EVERY_SECONDS, metrics))
         answering = stack.enter_context(
             listening(
                 address=str(server.address),
@@ -206,6 +228,8 @@ def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Li
                 max_message_bytes=server.max_message_bytes,
                 max_connection_age=server.max_connection_age,
                 connection_age_grace=server.connection_age_grace,
+                query_threads=server.query_threads,
+                export_streams=server.export_streams,
                 drain_timeout=server.drain_timeout,
                 tls=_tls(settings),
                 reflect=server.reflection,
@@ -216,59 +240,8 @@ def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Li
             )
         )
         monitor = HealthMonitor(answering.health, stores.probes, SERVICES)
-        stack.enter_context(_loop("health", monitor.run_once, _PROBE_EVERY_SECONDS, metrics))
+        stack.enter_context(loop("health", monitor.run_once, _PROBE_EVERY_SECONDS, metrics))
         yield answering
-
-
-@contextmanager
-def background(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[None]:
-    """Project what the requests did not and consolidate what they left, while the block runs."""
-    with ExitStack() as stack:
-        pool = stack.enter_context(
-            ThreadPoolExecutor(_PROJECTIONS_AT_A_TIME, thread_name_prefix="project")
-        )
-        projector = Projector(
-            outbox=stores.outbox,
-            authority=stores.authority,
-            propagation=Propagation(stores.projections, stores.cache, codec.encode),
-            batch=settings.projector.batch,
-            budget=settings.projector.claim * _BUDGET_SHARE,
-            each=pool.map,
-        )
-
-        def show_backlog() -> bool:
-            metrics.backlog(stores.outbox.backlog(Deadline.after(_BACKLOG_EVERY_SECONDS)))
-            return False
-
-        folding = stack.enter_context(
-            ThreadPoolExecutor(_HEADS_AT_A_TIME, thread_name_prefix="consolidate")
-        )
-        consolidator = Consolidator(
-            heads=stores.dirty_heads,
-            drafts=stores.drafts,
-            data_of=codec.document_of,
-            policies=policies_of(settings),
-            now=utc_now,
-            batch=settings.consolidator.batch,
-            settled=timedelta(seconds=max(_LEAST_SETTLED, 4 * settings.dynamodb.read_timeout)),
-            consolidated=metrics.consolidated,
-            each=folding.map,
-        )
-
-        def purge() -> bool:
-            deadline = Deadline.after(_PURGE_SECONDS)
-            return stores.rows.purge(_PURGED_AT_A_TIME, deadline) == _PURGED_AT_A_TIME
-
-        stack.enter_context(_loop("purge", purge, _PURGE_EVERY_SECONDS, metrics))
-        rest = settings.consolidator.poll
-        longest = _CONSOLIDATOR_BACKOFF_SECONDS
-        stack.enter_context(
-            _loop("consolidator", consolidator.run_once, rest, metrics, longest=longest)
-        )
-        poll = settings.projector.poll
-        stack.enter_context(_loop("projector", projector.run_once, poll, metrics))
-        stack.enter_context(_loop("backlog", show_backlog, _BACKLOG_EVERY_SECONDS, metrics))
-        yield
 
 
 def _refresh_once(limits: LimitsInForce) -> None:
@@ -277,17 +250,6 @@ def _refresh_once(limits: LimitsInForce) -> None:
         limits.refresh()
     except StoreError as error:
         _log.warning("limits not read, aurora cannot be reached", cause=cause_of(error))
-
-
-def _loop(
-    name: str,
-    work: Callable[[], bool],
-    rest: float,
-    metrics: Metrics,
-    *,
-    longest: float = LONGEST_BACKOFF_SECONDS,
-) -> Loop:
-    return Loop(name, work, rest=rest, jitter=jitter, observer=metrics, longest=longest)
 
 
 def dsn_of(settings: Settings) -> str:
@@ -310,6 +272,22 @@ def aurora_pool(settings: Settings) -> AuroraPool:
         lock_timeout=aurora.lock_timeout,
         connect_timeout=aurora.connect_timeout,
         pooler=aurora.pooler,
+    )
+
+
+def _fan_out_pool(settings: Settings) -> AuroraPool:
+    aurora = settings.aurora
+    return AuroraPool(
+        dsn_of(settings),
+        min_size=0,
+        max_size=_FAN_OUT_CONNECTIONS,
+        wait=aurora.pool_wait,
+        max_waiting=_FAN_OUT_CONNECTIONS,
+        statement_timeout=max(aurora.statement_timeout, _FAN_OUT_SECONDS),
+        lock_timeout=aurora.lock_timeout,
+        connect_timeout=aurora.connect_timeout,
+        pooler=aurora.pooler,
+        name="aurora-fan-out",
     )
 
 
@@ -376,6 +354,35 @@ def _open_cache(settings: Settings, metrics: Metrics, stack: ExitStack) -> tuple
     )
     stack.callback(memcached.close)
     return memcached, MemcachedProbe(nodes, timeout=2 * cache.timeout)
+
+
+def _open_queries(settings: Settings, stack: ExitStack) -> AuroraQueries:
+    """Open the pools of queries: they take no connection from what else needs Aurora."""
+    server, aurora = settings.server, settings.aurora
+    at_a_time = server.query_threads + server.export_streams
+
+    def pool(dsn: str, name: str, *, any_server: bool) -> AuroraPool:
+        return stack.enter_context(
+            AuroraPool(
+                dsn,
+                min_size=0,
+                max_size=at_a_time,
+                wait=aurora.pool_wait,
+                max_waiting=at_a_time,
+                statement_timeout=aurora.statement_timeout,
+                lock_timeout=aurora.lock_timeout,
+                connect_timeout=aurora.connect_timeout,
+                pooler=aurora.pooler,
+                any_server=any_server,
+                name=name,
+            )
+        )
+
+    reader = None
+    if aurora.reader_dsn is not None:
+        reader = pool(aurora.reader_dsn.get_secret_value(), "aurora-reader", any_server=True)
+    writer = pool(dsn_of(settings), "aurora-queries", any_server=False)
+    return AuroraQueries(writer, reader, stall=server.export_stall + _STALL_MARGIN_SECONDS)
 
 
 def _tls(settings: Settings) -> Tls | None:

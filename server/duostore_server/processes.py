@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import CollectorRegistry
 
-from duostore_server import bootstrap
+from duostore_server import background_work, bootstrap
+from duostore_server.config import read_models as read_models_of
 from duostore_server.domain.errors import Store, StoreUnavailableError
 from duostore_server.embedded.dynamodb import EmbeddedDynamoDB
 from duostore_server.embedded.postgres import EmbeddedPostgres
 from duostore_server.stopping import stop_on_signals, stop_with_supervisor
+from duostore_server.storage.aurora import triggers
 from duostore_server.storage.aurora.migrate import (
     MigrationError,
     ensure_current,
@@ -45,11 +48,19 @@ def check_schema(settings: Settings) -> bool:
     for, since what is cached and projected can be served meanwhile.
     """
     try:
-        ensure_current(bootstrap.dsn_of(settings))
+        _ensure_current(settings)
     except StoreUnavailableError as error:
         _log.warning("schema not checked, aurora cannot be reached", cause=cause_of(error))
         return False
     return True
+
+
+def _ensure_current(settings: Settings) -> None:
+    """Raise ``MigrationError`` if tables or triggers are not those that the settings need."""
+    dsn = bootstrap.dsn_of(settings)
+    ensure_current(dsn, own=settings.aurora.own_migrations)
+    if problems := triggers.missing(dsn, read_models_of(settings)):
+        raise MigrationError("; ".join(problems))
 
 
 class SchemaProbe:
@@ -80,14 +91,12 @@ class SchemaProbe:
 
 def with_schema_probed(settings: Settings, stores: Stores) -> Stores:
     """Return the same stores, Aurora's probe checking the schema as well."""
-
-    def ensure() -> None:
-        ensure_current(bootstrap.dsn_of(settings))
-
     return replace(
         stores,
         probes=tuple(
-            SchemaProbe(probe, ensure) if probe.store is Store.AURORA else probe
+            SchemaProbe(probe, partial(_ensure_current, settings))
+            if probe.store is Store.AURORA
+            else probe
             for probe in stores.probes
         ),
     )
@@ -117,7 +126,7 @@ def run_background(settings: Settings) -> None:
     metrics = Metrics(CollectorRegistry())
     with (
         bootstrap.open_stores(settings, metrics) as stores,
-        bootstrap.background(settings, stores, metrics),
+        background_work.background(settings, stores, metrics),
     ):
         _log.info("projecting")
         stop.wait()
@@ -137,7 +146,8 @@ def run_dev(settings: Settings, data: Path, ready: Callable[[], None]) -> None:
         postgres = stack.enter_context(EmbeddedPostgres(data / "postgres"))
         dynamodb = stack.enter_context(EmbeddedDynamoDB())
         settings = settings.embedded(dsn=postgres.dsn(), endpoint_url=dynamodb.endpoint_url)
-        migrate(postgres.dsn())
+        migrate(postgres.dsn(), own=settings.aurora.own_migrations)
+        triggers.install(postgres.dsn(), read_models_of(settings))
         # Of snapshots that the emulated DynamoDB, empty at each start, counts anew.
         forget_drafts(postgres.dsn())
         client = bootstrap.dynamodb_client(settings)
@@ -147,7 +157,7 @@ def run_dev(settings: Settings, data: Path, ready: Callable[[], None]) -> None:
             address = settings.metrics.address
             stack.enter_context(exposed(address.host, address.port, registry))
         stores = stack.enter_context(bootstrap.open_stores(settings, metrics))
-        stack.enter_context(bootstrap.background(settings, stores, metrics))
+        stack.enter_context(background_work.background(settings, stores, metrics))
         stack.enter_context(bootstrap.serving(settings, stores, metrics))
         ready()
         stop.wait()

@@ -17,16 +17,21 @@ from duostore_server.access.committing import Committer
 from duostore_server.access.counting import Counting
 from duostore_server.access.drafting import Drafting
 from duostore_server.access.dynamodb_home import DynamoDBHome
+from duostore_server.access.exporting import Exporting
 from duostore_server.access.flights import Flights
+from duostore_server.access.generations import Generations
 from duostore_server.access.granting import Granting
 from duostore_server.access.leasing import Leasing
 from duostore_server.access.propagation import Propagation
+from duostore_server.access.query_checks import QueryChecks
+from duostore_server.access.querying import Querying
 from duostore_server.access.quotas import Quotas
 from duostore_server.access.reading import Reader, lease_pauses
 from duostore_server.access.settling import Settling
 from duostore_server.access.sources import HeadSource, ProjectedSource
 from duostore_server.access.writing import Writer
 from duostore_server.config import policies as policies_of
+from duostore_server.config import queries as queries_of
 from duostore_server.config import quotas as quotas_of
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.policies import Home
@@ -66,6 +71,11 @@ def utc_now() -> datetime:
 def jitter() -> float:
     """Return the part of a time to wait: nearly all of it."""
     return random.uniform(_LEAST_JITTER, 1.0)  # noqa: S311 - spreads load, guards nothing
+
+
+def depended_on(settings: Settings) -> frozenset[str]:
+    """Return the kinds whose changes make results of queries unreachable."""
+    return frozenset(kind for query in queries_of(settings).values() for kind in query.depends_on)
 
 
 class _Clock:
@@ -173,7 +183,9 @@ def data_access(
             authority=stores.authority,
             rows=stores.rows,
             records=stores.records,
-            propagation=Propagation(stores.projections, stores.cache, codec.encode),
+            propagation=Propagation(
+                stores.projections, stores.cache, codec.encode, depended_on(settings)
+            ),
             completions=completions,
             answers=answers,
             policies=policies,
@@ -190,6 +202,21 @@ def data_access(
         checks=checks,
         keep=keep,
     )
+    query_checks = QueryChecks(queries_of(settings))
+    querying = Querying(
+        checks=query_checks,
+        queries=stores.queries,
+        cache=stores.cache,
+        generations=Generations(stores.cache, utc_now),
+        flights=Flights(),
+        encode=codec.encode_result,
+        row_bytes=codec.row_bytes,
+        slice_of=codec.page_of,
+        pause=time.sleep,
+        jitter=jitter,
+        now=utc_now,
+        served=metrics.query_served,
+    )
     return DataAccess(
         reader,
         writer,
@@ -197,5 +224,7 @@ def data_access(
         policies,
         quotas=quoting.quotas,
         settling=quoting.settling,
+        querying=querying,
+        exporting=Exporting(query_checks, stores.queries),
         max_answer_bytes=max_answer_bytes,
     )

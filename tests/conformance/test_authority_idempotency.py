@@ -32,6 +32,7 @@ from tests.support.authority_engines import (
     in_memory,
     migrated_pool,
     on_postgresql,
+    relational_on_postgresql,
     soon,
     write_of,
 )
@@ -58,11 +59,12 @@ def database(postgres: PostgresServer) -> Iterator[tuple[str, AuroraPool]]:
         yield dsn, pool
 
 
-@pytest.fixture(params=["postgresql", "fake"])
+@pytest.fixture(params=["postgresql", "relational", "fake"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     if request.param == "fake":
         return in_memory()
-    return on_postgresql(*request.getfixturevalue("database"))
+    make = relational_on_postgresql if request.param == "relational" else on_postgresql
+    return make(*request.getfixturevalue("database"))
 
 
 def once(text: str = "k-1", request: int = 1, tenant: str = "acme") -> Idempotency:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from duostore_server.domain.entities import Lease
-    from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.keys import CacheKey
     from duostore_server.storage.cache.wire import Connection
 
 
@@ -104,7 +104,7 @@ class FillsByNumberAlone(MemcachedCache):
 class HearsNoDelete(MemcachedCache):
     """What pymemcache's ``noreply=True`` makes of it: sent, and taken for done."""
 
-    def invalidate(self, keys: Collection[EntityKey]) -> None:
+    def invalidate(self, keys: Collection[CacheKey]) -> None:
         with suppress(StoreUnavailableError):
             super().invalidate(keys)
 

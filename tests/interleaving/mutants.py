@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from duostore_server.domain.entities import Cached, Entity, Projection, Reading
-    from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.keys import CacheKey, EntityKey
     from duostore_server.domain.transactions import (
         Committed,
         Outcome,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 class _FillByPlainSet(MemcachedCache):
     """Puts the value in, whoever holds the lease by now."""
 
-    def fill(self, key: EntityKey, _lease: Lease, entry: Cached, ttl: float) -> bool:
+    def fill(self, key: CacheKey, _lease: Lease, entry: Cached, ttl: float) -> bool:
         name = self._namespace.key(key)
 
         def put(connection: Any) -> bool:
@@ -56,7 +56,7 @@ class _FillByPlainSet(MemcachedCache):
 class _FillByNumber(MemcachedCache):
     """Looks for a lease and swaps it by its CAS number, whosever it is."""
 
-    def fill(self, key: EntityKey, lease: Lease, entry: Cached, ttl: float) -> bool:
+    def fill(self, key: CacheKey, lease: Lease, entry: Cached, ttl: float) -> bool:
         found = self.read((key,)).get(key)
         return super().fill(key, found if isinstance(found, Lease) else lease, entry, ttl)
 
@@ -64,7 +64,7 @@ class _FillByNumber(MemcachedCache):
 class _NoReplyDelete(MemcachedCache):
     """Takes every invalidation for done, as ``noreply`` does."""
 
-    def invalidate(self, keys: Collection[EntityKey]) -> None:
+    def invalidate(self, keys: Collection[CacheKey]) -> None:
         with suppress(StoreError):
             super().invalidate(keys)
 

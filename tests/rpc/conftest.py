@@ -64,6 +64,9 @@ window = "31d"
 lease = 0
 reservation_ttl = "1s"
 expired_reservations = "released"
+[queries.tally]
+sql = "tally.sql"
+params = { count = "integer" }
 [server]
 max_message_bytes = "24MiB"
 max_answer_bytes = "24MiB"
@@ -86,6 +89,8 @@ SCHEMA = """
 }
 """
 
+TALLY = "SELECT n, n::numeric / 2 AS half FROM generate_series(1, :count) AS n ORDER BY n"
+
 
 @pytest.fixture(scope="module")
 def api(
@@ -96,6 +101,7 @@ def api(
 ) -> Iterator[InProcess]:
     folder = tmp_path_factory.mktemp("api")
     (folder / "proposal.json").write_text(SCHEMA)
+    (folder / "tally.sql").write_text(TALLY)
     (folder / "duostore.toml").write_text(CONFIG)
     with in_process(
         folder / "duostore.toml",

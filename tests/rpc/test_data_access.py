@@ -443,6 +443,13 @@ def test_every_rpc_is_measured(api: InProcess, notes: Caller, id_: str) -> None:
     held = notes.stub.Quota(reserve, timeout=CALL_SECONDS)
     settle = data_access_pb2.SettleQuotaRequest(reservation=held.reservation, cost=1)
     notes.stub.SettleQuota(settle, timeout=CALL_SECONDS)
+    three = struct({"count": 3})
+    query = data_access_pb2.QueryRequest(query="tally", params=three)
+    notes.stub.Query(query, timeout=CALL_SECONDS)
+    export = data_access_pb2.ExportRequest(query="tally", params=three)
+    assert (
+        sum(len(portion.rows) for portion in notes.stub.Export(export, timeout=CALL_SECONDS)) == 3
+    )
     with refused():
         notes.get(id_)
     for method in DATA_ACCESS.methods:

@@ -19,13 +19,23 @@ from duostore_server.storage.aurora.migrate import migrate
 from duostore_server.storage.aurora.outbox import AuroraOutbox
 from duostore_server.storage.aurora.pool import AuroraPool
 from tests.support.fake_authority import AuditRow, FakeAuthority
+from tests.support.read_models import by_kind, read_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import LiteralString
 
     from duostore_server.domain.ports import Authority, Drafts, IdempotencyRows, Outbox
+    from duostore_server.domain.read_models import ReadModel
     from duostore_server.domain.transactions import Idempotency, Mutation
+
+_PROPOSAL = read_model(
+    "proposal",
+    "SELECT n FROM public.proposal WHERE tenant = :tenant AND id = :id",
+    save="INSERT INTO public.proposal VALUES (:tenant, :id, (:data ->> 'n')::integer)"
+    " ON CONFLICT (tenant, id) DO UPDATE SET n = excluded.n",
+    delete="DELETE FROM public.proposal WHERE tenant = :tenant AND id = :id",
+)
 
 START = 1_800_000_000.0
 ORIGIN = Origin("tester", "request-1")
@@ -82,7 +92,20 @@ def empty(dsn: str) -> None:
         connection.execute("ALTER TABLE duostore.audit ENABLE ALWAYS TRIGGER audit_is_append_only")
 
 
-def on_postgresql(dsn: str, pool: AuroraPool) -> Engine:
+def relational_on_postgresql(dsn: str, pool: AuroraPool) -> Engine:
+    """Return the real one, to which proposals are relational; their documents have an ``n``."""
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS public.proposal"
+            " (tenant text, id text, n integer, PRIMARY KEY (tenant, id))"
+        )
+        connection.execute("TRUNCATE public.proposal")
+    return on_postgresql(dsn, pool, by_kind(_PROPOSAL))
+
+
+def on_postgresql(
+    dsn: str, pool: AuroraPool, read_models: Mapping[str, ReadModel] | None = None
+) -> Engine:
     """Return the real one on a database whose tables are emptied first."""
 
     def execute(query: LiteralString, *params: object) -> None:
@@ -120,7 +143,7 @@ def on_postgresql(dsn: str, pool: AuroraPool) -> Engine:
 
     empty(dsn)
     return Engine(
-        AuroraAuthority(pool),
+        AuroraAuthority(pool, read_models or {}),
         AuroraOutbox(pool),
         AuroraDrafts(pool),
         AuroraIdempotency(pool),

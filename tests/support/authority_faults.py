@@ -48,17 +48,20 @@ def terminate(dsn: str) -> None:
     )
 
 
+def blocked(dsn: str) -> int:
+    """Return how many statements of our pools wait for a lock."""
+    ((count,),) = query(
+        dsn,
+        f"SELECT count(*) FROM pg_stat_activity WHERE {_OURS} AND wait_event_type = 'Lock'",
+        APPLICATION_NAME,
+    )
+    return int(str(count))
+
+
 def wait_until_blocked(dsn: str, count: int = 1) -> None:
     """Return when so many statements of our pools wait for a lock."""
     eventually(
-        lambda: (
-            query(
-                dsn,
-                f"SELECT count(*) FROM pg_stat_activity WHERE {_OURS} AND wait_event_type = 'Lock'",
-                APPLICATION_NAME,
-            )
-            == [(count,)]
-        ),
+        lambda: blocked(dsn) == count,
         within=_WITHIN,
         what=f"{count} statements wait for a lock",
     )

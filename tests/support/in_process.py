@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from duostore_server import bootstrap
-from duostore_server.config import load
+from duostore_server import background_work, bootstrap
+from duostore_server.config import load, read_models
+from duostore_server.storage.aurora import triggers
 from duostore_server.storage.aurora.migrate import migrate
 from duostore_server.storage.dynamodb.tables import create_tables
 from duostore_server.telemetry.metrics import Metrics
@@ -60,7 +61,8 @@ def in_process(
         },
         serving=True,
     )
-    migrate(dsn)
+    migrate(dsn, own=settings.aurora.own_migrations)
+    triggers.install(dsn, read_models(settings))
     client = bootstrap.dynamodb_client(settings)
     create_tables(client, prefix=prefix, pause=threading.Event().wait)
     client.close()
@@ -68,7 +70,7 @@ def in_process(
     metrics = Metrics(registry)
     with (
         bootstrap.open_stores(settings, metrics) as stores,
-        bootstrap.background(settings, stores, metrics),
+        background_work.background(settings, stores, metrics),
         bootstrap.serving(settings, stores, metrics),
     ):
         yield InProcess(f"127.0.0.1:{port}", dsn, stores, registry)

@@ -44,6 +44,7 @@ class PostgresServer(Server):
             self._folder.chmod(0o711)
             sockets = self._folder / "sockets"
             sockets.mkdir(mode=0o700)
+            self._prepare(self._folder / "data")
             self._server = EmbeddedPostgres(
                 self._folder / "data",
                 durable=False,
@@ -81,6 +82,9 @@ class PostgresServer(Server):
         with psycopg.connect(self.dsn(), autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self.dsn(name)
+
+    def _prepare(self, data_dir: Path) -> None:
+        """Make the data folder, unless the server is to make an empty one."""
 
     def _created(self) -> EmbeddedPostgres:
         assert self._server is not None, "PostgresServer is not running"

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from typing import TYPE_CHECKING, Any, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, LiteralString, Self
 
 import grpc
 import psutil
@@ -21,7 +22,7 @@ from tests.support.ports import free_port
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -89,10 +90,14 @@ class Service:
         node: str,
         workers: int = 2,
         kinds: str = _KINDS,
+        sql: Mapping[str, str] = MappingProxyType({}),
         cache_timeout: str = "100ms",
         dynamodb_timeout: str = "800ms",
     ) -> None:
-        """``kinds`` are the tables of the configuration that say which kinds there are."""
+        """``kinds`` are the tables of the configuration that say which kinds there are.
+
+        ``sql`` are the files that it names.
+        """
         self.port = free_port()
         self.metrics_port = free_port()
         self.config = folder / "duostore.toml"
@@ -113,6 +118,8 @@ class Service:
                 kinds=kinds,
             )
         )
+        for name, text in sql.items():
+            (folder / name).write_text(text)
         self._workers = workers
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -212,6 +219,20 @@ class Service:
             reverse=True,
         )
 
+    def workers_in_use(self, channels: int) -> int:
+        """Return how many workers hold connections, once there are so many of them."""
+
+        def held() -> list[int]:
+            return [
+                _connections(worker, self.port, psutil.CONN_ESTABLISHED)
+                for worker in self.workers()
+            ]
+
+        eventually(
+            lambda: sum(held()) >= channels, within=CALL_SECONDS, what="all channels are connected"
+        )
+        return sum(count > 0 for count in held())
+
     def background(self) -> list[psutil.Process]:
         """Return its background process, if it runs."""
         return [process for process in self.family() if "background" in _arguments(process)]
@@ -234,8 +255,21 @@ class Service:
 
     def is_drained(self) -> bool:
         """Return whether the outbox is empty: all that was saved is projected and busted."""
+        return not self.fetch("SELECT 1 FROM duostore.outbox LIMIT 1")
+
+    def is_at_rest(self) -> bool:
+        """Return whether all that was saved is projected, and what it touches is recomputed."""
+        ((left,),) = self.fetch(
+            "SELECT EXISTS (SELECT FROM duostore.outbox)"
+            " OR EXISTS (SELECT FROM duostore.source_change)"
+            " OR EXISTS (SELECT FROM duostore.stale)"
+        )
+        return not left
+
+    def fetch(self, statement: LiteralString, *values: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a statement in its database."""
         with psycopg.connect(self.dsn, autocommit=True) as connection:
-            return connection.execute("SELECT 1 FROM duostore.outbox LIMIT 1").fetchone() is None
+            return connection.execute(statement, values).fetchall()
 
     def health(self, name: str) -> int:
         """Return the health of the whole (the empty name) or of a store."""
@@ -322,6 +356,13 @@ class Caller:
         """Apply mutations together."""
         request = data_access_pb2.TransactRequest(mutations=mutations, **options)
         return self.stub.Transact(request, timeout=CALL_SECONDS)
+
+    def query(
+        self, name: str, params: dict[str, Any] | None = None, **options: Any
+    ) -> data_access_pb2.QueryResponse:
+        """Answer a named query."""
+        request = data_access_pb2.QueryRequest(query=name, params=struct(params or {}), **options)
+        return self.stub.Query(request, timeout=CALL_SECONDS)
 
 
 def struct(data: dict[str, Any]) -> Struct:

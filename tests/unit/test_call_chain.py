@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from duostore.v1 import data_access_pb2, data_access_pb2_grpc, entity_pb2
 from duostore_server.rpc.chain import CallChain
 from duostore_server.rpc.server import DATA_ACCESS
+from duostore_server.rpc.streams import Streams
 from duostore_server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -84,7 +85,13 @@ class Certificate:
 def listening(
     servicer: Servicer, credentials: grpc.ServerCredentials | None = None
 ) -> Iterator[int]:
-    chain = CallChain(Metrics(CollectorRegistry()), default_deadline=5, max_deadline=60)
+    chain = CallChain(
+        Metrics(CollectorRegistry()),
+        default_deadline=5,
+        max_deadline=60,
+        stream_deadline=3600,
+        streams=Streams(stall=30),
+    )
     server = grpc.server(ThreadPoolExecutor(2))
     server.add_generic_rpc_handlers((chain.handlers(DATA_ACCESS, servicer),))
     address = "127.0.0.1:0"

@@ -70,3 +70,21 @@ def test_of_quotas_alone_the_greeting_tries_one(tmp_path: Path) -> None:
     lines = greeting(load(config, {}), tmp_path / "data", "duostore")
     assert "  duostore quota 'api calls' alice --target 127.0.0.1:50051" in lines
     assert any("duostore.v1.DataAccess/Quota" in line for line in lines)
+
+
+def test_of_what_nobody_saves_the_greeting_tries_a_query(tmp_path: Path) -> None:
+    config = tmp_path / "duostore.toml"
+    (tmp_path / "one.sql").write_text("SELECT 1 AS one")
+    (tmp_path / "ids.sql").write_text("SELECT :id AS id")
+    query = "[queries.'the first']\nsql = 'one.sql'\n"
+    source = "{ table = 'public.a', fields = ['id'], ids = 'ids.sql' }"
+    card = f"[kinds.card]\nread_model = 'one.sql'\ndepends_on = [{source}]\n"
+
+    def told(text: str) -> str:
+        config.write_text(text)
+        return "\n".join(greeting(load(config, {}), tmp_path / "data", "duostore"))
+
+    assert "  duostore query 'the first' --target 127.0.0.1:50051" in told(card + query)
+    assert "duostore.v1.DataAccess/Query" in told(query)
+    assert "duostore.v1.DataAccess/Get" in told(card)
+    assert "duostore get note 1 " in told(card + "[kinds.note]\n" + query)

@@ -50,3 +50,17 @@ def test_no_part_ends_after_the_whole(seconds: float) -> None:
 
 def test_no_part_of_a_deadline_that_is_over_is_left() -> None:
     assert left(-1).part(0.5).is_over()
+
+
+@pytest.mark.parametrize("seconds", [-1, 0, MARGIN_SECONDS])
+def test_nobody_waits_beyond_a_deadline(seconds: float) -> None:
+    assert left(seconds).is_abandoned()
+    assert not left(MARGIN_SECONDS + 0.001).is_abandoned()
+
+
+def test_nobody_waits_who_has_gone() -> None:
+    gone = False
+    deadline = Deadline.after(5, cancelled=lambda: gone)
+    assert not deadline.is_abandoned()
+    gone = True
+    assert deadline.is_abandoned()

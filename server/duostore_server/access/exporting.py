@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
     from datetime import datetime
 
     from duostore_server.access.query_checks import QueryChecks
@@ -34,7 +34,7 @@ class Exporting:
 
     def export(
         self, tenant: str, name: str, params: JsonObject, deadline: Deadline
-    ) -> Iterator[ExportPortion]:
+    ) -> Generator[ExportPortion, None, None]:
         """Yield the rows in portions, at least one; the next is fetched when it is asked for.
 
         Raises as ``Querying.query`` does, but for the bounds of a result, which hold not here.

@@ -115,8 +115,13 @@ class Recomputed:
 
 @dataclass(frozen=True, slots=True)
 class FanOutBacklog:
-    """How much is left: changes to expand, documents to recompute, the age of the oldest."""
+    """How much is left: changes to expand, documents to recompute, the age of the oldest.
+
+    ``failing`` are those of either whose SQL failed when it was last tried, which ``changes``
+    and ``stale`` leave out: they wait for a person, and keep nothing else waiting.
+    """
 
     changes: int
     stale: int
+    failing: int
     oldest_seconds: float

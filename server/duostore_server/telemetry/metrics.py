@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from duostore_server.domain.entities import Backlog
     from duostore_server.domain.errors import Store, StoreError
+    from duostore_server.domain.read_models import FanOutBacklog, Outcome
 
 # From a cache hit on the same machine to a store that is given up.
 _STORE_BUCKETS: Final = (
@@ -107,6 +108,45 @@ class Metrics:
             ("quota", "fate"),
             registry=registry,
         )
+        self.query_results = Counter(
+            "duostore_query_results_total",
+            "Queries that were answered, by the store that had the result. The hit ratio of a"
+            " query is its share with served_from=cache.",
+            ("query", "served_from"),
+            registry=registry,
+        )
+        self.fan_out_changes = Gauge(
+            "duostore_fan_out_changes",
+            "Changes of sources whose documents are not all found yet.",
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self.fan_out_stale = Gauge(
+            "duostore_fan_out_stale_documents",
+            "Documents that have to be recomputed.",
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self.fan_out_failing = Gauge(
+            "duostore_fan_out_failing",
+            "Changes and documents whose SQL failed when it was last tried, in neither of the"
+            " above.",
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self.fan_out_oldest_seconds = Gauge(
+            "duostore_fan_out_oldest_seconds",
+            "Age of the oldest change or stale document; 0 if there is none.",
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self.fan_out_recomputed = Counter(
+            "duostore_fan_out_recomputed_total",
+            "Documents that were recomputed, by outcome: changed (a version was written),"
+            " unchanged, failed (it is tried again).",
+            ("kind", "outcome"),
+            registry=registry,
+        )
         self.background_rounds = Counter(
             "duostore_background_rounds_total",
             "Rounds of background work by outcome: ok, error.",
@@ -149,6 +189,21 @@ class Metrics:
     def leased(self, quota: str, fate: str, units: int) -> None:
         """Count units of leases and what became of them."""
         self.quota_leased_units.labels(quota, fate).inc(units)
+
+    def query_served(self, query: str, store: Store) -> None:
+        """Count a query that was answered."""
+        self.query_results.labels(query, store.value).inc()
+
+    def fan_out(self, backlog: FanOutBacklog) -> None:
+        """Show how much of the fan-out is left."""
+        self.fan_out_changes.set(backlog.changes)
+        self.fan_out_stale.set(backlog.stale)
+        self.fan_out_failing.set(backlog.failing)
+        self.fan_out_oldest_seconds.set(backlog.oldest_seconds)
+
+    def recomputed(self, kind: str, outcome: Outcome) -> None:
+        """Count a document that was recomputed."""
+        self.fan_out_recomputed.labels(kind, outcome.value).inc()
 
     def succeeded(self, name: str) -> None:
         """Count a round of background work that was done."""

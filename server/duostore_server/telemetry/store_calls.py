@@ -6,11 +6,13 @@ import time
 from typing import TYPE_CHECKING, Final, Self
 
 from duostore_server.domain.errors import (
+    ConstraintViolatedError,
     DeadlineExceededError,
     DuplicateInProgressError,
     EntityExistsError,
     EntityNotFoundError,
     IdempotencyKeyReusedError,
+    QueryTimeoutError,
     StoreOverloadedError,
     StoreTimeoutError,
     StoreUnavailableError,
@@ -27,11 +29,13 @@ if TYPE_CHECKING:
 # The first that fits; a timeout is told apart from a store that cannot be reached.
 _OUTCOMES: Final = (
     (StoreTimeoutError, "timeout"),
+    (QueryTimeoutError, "timeout"),
     (StoreUnavailableError, "unavailable"),
     (StoreOverloadedError, "overloaded"),
     (WriteOutcomeUnknownError, "unknown"),
     (DeadlineExceededError, "deadline"),
     (VersionMismatchError, "conflict"),
+    (ConstraintViolatedError, "conflict"),
     (EntityExistsError, "conflict"),
     (DuplicateInProgressError, "conflict"),
     (IdempotencyKeyReusedError, "conflict"),

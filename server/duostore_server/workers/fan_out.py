@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from duostore_server.domain.read_models import Outcome, SourceChange, StaleDocument
 
 _CLAIM_SECONDS: Final = 2.0
-_PAGE_SECONDS: Final = 10.0
-_LOT_SECONDS: Final = 5.0
+_PAGE_SECONDS: Final = 30.0
+_LOT_SECONDS: Final = 30.0
+_PROPAGATE_SECONDS: Final = 5.0
 _COMPLETE_SECONDS: Final = 2.0
 # Documents that are recomputed in one transaction. It holds their locks until it ends.
 _LOT: Final = 25
@@ -128,7 +129,7 @@ class Recomputer:
         if not written:
             return True
         entities = [one.entity for one in written]
-        if not self._propagation.propagate(entities, Deadline.after(_LOT_SECONDS)):
+        if not self._propagation.propagate(entities, Deadline.after(_PROPAGATE_SECONDS)):
             return False
         try:
             self._outbox.complete(

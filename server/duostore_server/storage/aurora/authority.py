@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from datetime import UTC
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+import psycopg
+
 from duostore_server.domain.errors import (
+    ConstraintViolatedError,
     DuostoreError,
     IdempotencyKeyReusedError,
+    InvalidRequestError,
     Store,
     StoreOverloadedError,
     WriteOutcomeUnknownError,
@@ -26,7 +31,9 @@ from duostore_server.storage.aurora.mutations import (
     statement_of,
     written_of,
 )
+from duostore_server.storage.aurora.relational import RowWrites, violation_of
 from duostore_server.storage.aurora.statements import READ_MANY, READ_ONE
+from duostore_server.storage.aurora.trips import StatementFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -37,6 +44,7 @@ if TYPE_CHECKING:
     from duostore_server.domain.entities import Entity
     from duostore_server.domain.errors import RefusalError
     from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.read_models import ReadModel
     from duostore_server.domain.transactions import (
         Idempotency,
         Mutation,
@@ -44,11 +52,14 @@ if TYPE_CHECKING:
         Written,
     )
     from duostore_server.storage.aurora.pool import AuroraPool
-    from duostore_server.storage.aurora.trips import Rows, Statement
+    from duostore_server.storage.aurora.trips import Course, Rows
 
 # How often a write is tried whose precondition did not hold when it ran and does when
 # its refusal is looked into.
 _ATTEMPTS: Final = 3
+
+
+_NONE: Final[Mapping[str, ReadModel]] = MappingProxyType({})
 
 
 class _RefusedError(Exception):
@@ -58,13 +69,16 @@ class _RefusedError(Exception):
 class AuroraAuthority:
     """``ports.Authority`` on PostgreSQL.
 
-    A write of one change is one statement; several mutations are a transaction of two
-    round trips. They take their locks in the order of their keys, as every transaction
-    does, so that none waits for another in a circle.
+    A write of one change is one statement; several mutations, and one of a relational kind,
+    are a transaction of two round trips. They take their locks in the order of their keys, as
+    every transaction does, so that none waits for another in a circle.
+
+    ``read_models`` are by kind; those of derived kinds are of no concern here.
     """
 
-    def __init__(self, pool: AuroraPool) -> None:
+    def __init__(self, pool: AuroraPool, read_models: Mapping[str, ReadModel] = _NONE) -> None:
         self._pool = pool
+        self._read_models = read_models
         self._keys = AuroraIdempotency(pool)
 
     def read(self, keys: Collection[EntityKey], deadline: Deadline) -> Mapping[EntityKey, Entity]:
@@ -100,10 +114,13 @@ class AuroraAuthority:
 
     def _write(self, transaction: Transaction, deadline: Deadline) -> Committed:
         for _ in range(_ATTEMPTS):
+            refusal: DuostoreError | None
             try:
                 return self._apply(transaction, deadline)
             except KeyTakenError:
                 refusal = None
+            except (ConstraintViolatedError, InvalidRequestError) as error:
+                refusal = error
             except _RefusedError:
                 # Why is seen a moment later, when a concurrent change may have made it
                 # applicable: a refusal would contradict itself then (not version 5 but 5),
@@ -121,7 +138,7 @@ class AuroraAuthority:
         """Apply it; raises ``_RefusedError`` or ``KeyTakenError`` with nothing written."""
         with contending_for_key() if transaction.idempotency else nullcontext():
             match transaction.mutations:
-                case (Change() as change,):
+                case (Change() as change,) if not self._is_relational(change.key):
                     return self._apply_one(change, transaction, deadline)
                 case _:
                     return self._apply_several(transaction, deadline)
@@ -138,19 +155,41 @@ class AuroraAuthority:
         order = sorted(range(len(mutations)), key=lambda n: _lock_order(mutations[n].key))
         committed = Committed((), ())
 
-        def conclude(rows: Sequence[Rows]) -> Sequence[Statement]:
+        def course() -> Course:
             nonlocal committed
-            if not all(rows):
+            entities = [statement_of(mutations[n], transaction.origin) for n in order]
+            writes = RowWrites(self._read_models, mutations)
+            try:
+                rows = yield [*entities, *writes.statements]
+            except StatementFailedError as failure:
+                # A row of the user's may be in the way of what is refused for another reason.
+                if not all(failure.rows[: len(order)]):
+                    raise _RefusedError from failure
+                if meaning := writes.meaning(failure, before=len(order)):
+                    raise meaning from failure
+                raise
+            if not all(rows[: len(order)]):
                 raise _RefusedError
-            by_place = {place: row for place, (row,) in zip(order, rows, strict=True)}
-            committed = _committed([by_place[n] for n in range(len(mutations))], mutations)
-            if transaction.idempotency is None:
-                return ()
-            return (remembering(transaction.idempotency, committed.answer),)
+            by_place = {place: row for place, (row,) in zip(order, rows[: len(order)], strict=True)}
+            completed = writes.completed(rows[len(order) :])
+            committed = _committed([by_place[n] for n in range(len(mutations))], completed)
+            last = writes.completing(completed)
+            if transaction.idempotency is not None:
+                last.append(remembering(transaction.idempotency, committed.answer))
+            return last
 
-        statements = [statement_of(mutations[n], transaction.origin) for n in order]
-        self._pool.transact(statements, conclude, deadline)
+        try:
+            self._pool.transact(course, deadline)
+        except psycopg.Error as error:
+            # Of a constraint that is checked when the transaction ends.
+            if violation := violation_of(error):
+                raise violation from error
+            raise
         return committed
+
+    def _is_relational(self, key: EntityKey) -> bool:
+        model = self._read_models.get(key.kind)
+        return model is not None and not model.is_derived
 
     def _refusal(self, mutations: Sequence[Mutation], deadline: Deadline) -> RefusalError | None:
         """Return why the first mutation that is refused by what is there now is, if any is."""

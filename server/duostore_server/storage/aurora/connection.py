@@ -28,8 +28,6 @@ APPLICATION_NAME: Final = "duostore"
 _POLL_INTERVAL_SECONDS: Final = 0.1
 _DEFAULTS: Final = {
     "client_encoding": "UTF8",
-    # A writer that was demoted may live on as a reader: do not connect to it.
-    "target_session_attrs": "read-write",
     # A peer that vanished is noticed after 10 + 3 * 3 s while idle, after 5 s while it
     # owes an acknowledgement.
     "keepalives": "1",
@@ -38,6 +36,21 @@ _DEFAULTS: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "5000",
 }
+
+
+class _Trip(psycopg.Pipeline):
+    """The driver's pipeline, less a message that it sends after the last Sync.
+
+    The server asks for nothing more then, but takes note that its client is not idle: in a
+    transaction that goes on it forgets ``idle_in_transaction_session_timeout`` (psycopg 3.3.9).
+    """
+
+    def _exit_gen(self) -> PQGen[None]:
+        try:
+            self._enqueue_sync()
+            yield from self._communicate_gen()
+        finally:
+            yield from self._fetch_gen(flush=False)
 
 
 class BoundedConnection(psycopg.Connection[TupleRow]):
@@ -81,6 +94,7 @@ class BoundedConnection(psycopg.Connection[TupleRow]):
         if threshold is not None and not preparing:
             self.prepare_threshold = sys.maxsize
         try:
+            self._pipeline = _Trip(self)
             with self.pipeline():
                 yield
         finally:
@@ -120,9 +134,16 @@ def resolved(conninfo: Conninfo) -> str:
     return conninfo() if callable(conninfo) else conninfo
 
 
-def completed(conninfo: str, *, connect_timeout: float, settings: Mapping[str, str]) -> str:
+def completed(
+    conninfo: str,
+    *,
+    connect_timeout: float,
+    settings: Mapping[str, str],
+    any_server: bool = False,
+) -> str:
     """Return the connection string with our defaults for what it leaves open.
 
+    Unless ``any_server`` will do, it leads to a server that can be written to.
     ``settings`` are server parameters for the session; those that the string has in its
     ``options`` win. ``connect_timeout`` is in seconds, of which libpq counts whole ones,
     at least 2.
@@ -133,6 +154,8 @@ def completed(conninfo: str, *, connect_timeout: float, settings: Mapping[str, s
         options.append(str(theirs))
     defaults = {
         **_DEFAULTS,
+        # A writer that was demoted may live on as a reader: do not connect to it.
+        "target_session_attrs": "any" if any_server else "read-write",
         "application_name": APPLICATION_NAME,
         "connect_timeout": str(max(2, round(connect_timeout))),
     }
@@ -154,7 +177,11 @@ def session_settings(statement_timeout: float, lock_timeout: float) -> Mapping[s
         "client_connection_check_interval": "200",
         # Statements rely on it: what waited for a row goes on with the row as it is then.
         "default_transaction_isolation": "read committed",
+        # What values are as text: see sql_values.
         "timezone": "UTC",
+        "datestyle": "ISO, YMD",
+        "intervalstyle": "postgres",
+        "extra_float_digits": "1",
     }
 
 

@@ -44,6 +44,8 @@ _MEANINGS: Final[Mapping[str, Callable[[Store], StoreError]]] = {
     "58": StoreUnavailableError,  # the server's disk or system failed it
     **dict.fromkeys(_CONTENTION, StoreOverloadedError),
 }
+# Statement timeout, lock timeout, more of temporary files than is allowed.
+_OF_STATEMENTS: Final = frozenset({"57014", "55P03", "53400"})
 # Shutdown, crash, starting up, database dropped, idle session; and what says of itself
 # that nobody knows whether it was completed.
 _LOSS: Final = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "40003"})
@@ -65,9 +67,37 @@ def is_stale(error: DriverError) -> bool:
     return _state(error) in _STALE
 
 
+def fault_of_statement(error: psycopg.Error | StoreError) -> psycopg.Error | None:
+    """Return why a statement failed of itself, on a server that is well; None if it did not.
+
+    Of SQL that is not ours: others may succeed. It may also have waited for a lock in vain.
+    ``error`` is as it comes out of the pool.
+    """
+    if isinstance(error, psycopg.Error):
+        return error
+    cause = error.__cause__
+    return cause if isinstance(cause, psycopg.Error) and cause.sqlstate in _OF_STATEMENTS else None
+
+
 def breaks_connection(error: DriverError) -> bool:
     """Tell whether the connection is lost, or leads to a server that is no writer."""
-    return _state(error) == _READ_ONLY or _is_loss(error)
+    return _state(error) == _READ_ONLY or is_loss(error)
+
+
+def is_loss(error: DriverError) -> bool:
+    """Tell whether the connection is lost: nobody knows how far the statement came."""
+    if isinstance(error, OSError):
+        return True
+    state = error.sqlstate
+    if state is None:
+        # The driver's own finding: no answer, half an answer, no connection; or an answer
+        # that makes no sense to it.
+        return isinstance(error, (psycopg.OperationalError, psycopg.InternalError))
+    return (
+        state in _LOSS
+        or state.startswith(_CONNECTION_CLASS)
+        or error.diag.severity_nonlocalized in _FATAL
+    )
 
 
 def translated(
@@ -87,7 +117,7 @@ def translated(
         meaning = StoreOverloadedError
     elif isinstance(error, (PoolTimeout, PoolClosed)):
         meaning = StoreUnavailableError
-    elif not _is_loss(error):
+    elif not is_loss(error):
         meaning = _MEANINGS.get(state) or _MEANINGS.get(state[:2])
     elif not repeatable:
         meaning = WriteOutcomeUnknownError
@@ -98,18 +128,3 @@ def translated(
 
 def _state(error: DriverError) -> str | None:
     return error.sqlstate if isinstance(error, psycopg.Error) else None
-
-
-def _is_loss(error: DriverError) -> bool:
-    if isinstance(error, OSError):
-        return True
-    state = error.sqlstate
-    if state is None:
-        # The driver's own finding: no answer, half an answer, no connection; or an answer
-        # that makes no sense to it.
-        return isinstance(error, (psycopg.OperationalError, psycopg.InternalError))
-    return (
-        state in _LOSS
-        or state.startswith(_CONNECTION_CLASS)
-        or error.diag.severity_nonlocalized in _FATAL
-    )

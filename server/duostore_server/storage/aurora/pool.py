@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from duostore_server.domain.errors import Store, StoreUnavailableError
@@ -27,7 +28,7 @@ from duostore_server.storage.aurora.errors import (
 from duostore_server.storage.aurora.trips import Statement, Trips
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from types import TracebackType
     from typing import LiteralString
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from duostore_server.domain.deadline import Deadline
     from duostore_server.storage.aurora.connection import Conninfo
-    from duostore_server.storage.aurora.trips import Conclude, Rows
+    from duostore_server.storage.aurora.trips import Course, Rows
 
 T = TypeVar("T")
 
@@ -72,7 +73,9 @@ class _Connections(ConnectionPool[BoundedConnection]):
 
 
 class AuroraPool:
-    """Runs statements and transactions on the writer of Aurora. Use it as a context manager.
+    """Runs statements and transactions on Aurora. Use it as a context manager.
+
+    On the writer, or with ``any_server`` on whatever server the connection string leads to.
 
     Times are seconds. A call waits ``wait`` for a connection, unless ``max_waiting`` calls
     wait already; then it has ``statement_timeout`` and waits ``lock_timeout`` for each
@@ -96,9 +99,11 @@ class AuroraPool:
         connect_timeout: float = 2.0,
         max_lifetime: float = _MAX_LIFETIME_SECONDS,
         pooler: bool = False,
+        any_server: bool = False,
         name: str = "aurora",
     ) -> None:
         self._conninfo = conninfo
+        self._any_server = any_server
         self._wait = wait
         self._statement_timeout = statement_timeout
         self._trips = Trips(statement_timeout, shared=pooler)
@@ -182,24 +187,43 @@ class AuroraPool:
             raise StoreUnavailableError(Store.AURORA)
         return rows
 
-    def transact(
-        self, statements: Sequence[Statement], conclude: Conclude, deadline: Deadline
-    ) -> None:
-        """Run statements in one transaction, and commit it with those that ``conclude`` adds.
+    def transact(self, course: Callable[[], Course], deadline: Deadline) -> None:
+        """Run a transaction, which a course says trip by trip, and commit it.
 
-        Two round trips: the statements in their order, then, if none failed, what
-        ``conclude`` makes of the rows of each, and the COMMIT. Rolled back if ``conclude``
-        raises, which passes through, and if the deadline passes before the second trip.
-        Tried again as by ``execute``, ``conclude`` included. ``WriteOutcomeUnknownError``
-        only if the answer to the second trip is lost; other errors mean that nothing was
-        written.
+        Rolled back if the course raises, which passes through, and if the deadline passes
+        before the last trip. Tried again as by ``execute``, with a course anew.
+        ``WriteOutcomeUnknownError`` only if the answer to the last trip is lost; other errors
+        mean that nothing was written.
         """
         self._call(
             lambda connection, prepare: self._trips.several(
-                connection, statements, conclude, deadline, prepare=prepare
+                connection, course(), deadline, prepare=prepare
             ),
             deadline,
         )
+
+    def take(self, deadline: Deadline) -> BoundedConnection:
+        """Return a connection of the pool that its server has not closed meanwhile.
+
+        Without this look each connection that died idle would cost a call, and a write
+        its outcome. Raises as the ports say. Who takes one gives it back.
+        """
+        until = time.monotonic() + deadline.bound(self._wait)
+        while True:
+            try:
+                connection = self._pool.getconn(until - time.monotonic())
+            except psycopg.Error as error:
+                raise translated(error) or StoreUnavailableError(Store.AURORA) from error
+            if not connection.is_forsaken:
+                return connection
+            connection.close()
+            self._pool.putconn(connection)
+
+    def give_back(self, connection: BoundedConnection) -> None:
+        """Return a connection to the pool; one that is in a transaction is closed."""
+        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            connection.close()
+        self._pool.putconn(connection)
 
     def renew(self) -> None:
         """Replace all connections, in the background and at most once a second.
@@ -217,7 +241,7 @@ class AuroraPool:
         """Run something on a connection, again if that helps, and translate how it fails."""
         contended = stale = False
         while True:
-            connection = self._checked_out(deadline)
+            connection = self.take(deadline)
             try:
                 return run(connection, False if stale else None)
             except DRIVER_ERRORS as error:
@@ -242,28 +266,12 @@ class AuroraPool:
             finally:
                 self._pool.putconn(connection)
 
-    def _checked_out(self, deadline: Deadline) -> BoundedConnection:
-        """Return a connection of the pool that its server has not closed meanwhile.
-
-        Without this look each connection that died idle would cost a call, and a write
-        its outcome.
-        """
-        until = time.monotonic() + deadline.bound(self._wait)
-        while True:
-            try:
-                connection = self._pool.getconn(until - time.monotonic())
-            except psycopg.Error as error:
-                raise translated(error) or StoreUnavailableError(Store.AURORA) from error
-            if not connection.is_forsaken:
-                return connection
-            connection.close()
-            self._pool.putconn(connection)
-
     def _current_conninfo(self) -> str:
         return completed(
             resolved(self._conninfo),
             connect_timeout=self._connect_timeout,
             settings={} if self._pooler else self._session,
+            any_server=self._any_server,
         )
 
     def _configure(self, connection: BoundedConnection) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from psycopg.pq import TransactionStatus
@@ -14,6 +16,7 @@ from psycopg.rows import TupleRow
 from duostore_server.storage.aurora.errors import DRIVER_ERRORS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import LiteralString
 
     import psycopg
@@ -35,17 +38,34 @@ _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _OPEN: Final = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
 Rows: TypeAlias = Sequence[TupleRow]
-# Told the rows of each statement of a transaction, returns what is sent with its COMMIT;
-# what it raises rolls the transaction back.
-Conclude: TypeAlias = Callable[[Sequence[Rows]], "Sequence[Statement]"]
+# What a transaction does, trip by trip: yields the statements of each, one trip at least, and
+# is sent their rows; returns those that go with the COMMIT. What it raises rolls back.
+Course: TypeAlias = Generator["Sequence[Statement]", Sequence[Rows], "Sequence[Statement]"]
+
+
+def rows_of(cursor: psycopg.Cursor[TupleRow]) -> Rows:
+    """Return the rows of a statement; none if it answers none."""
+    return cursor.fetchall() if cursor.description else ()
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A statement and its parameters."""
+    """A statement and its parameters; ``read`` makes rows of what it answers."""
 
     query: LiteralString
     params: Params
+    read: Callable[[psycopg.Cursor[TupleRow]], Rows] = rows_of
+
+
+class StatementFailedError(Exception):
+    """A statement of a trip failed, as the cause says. ``rows`` are of those before it.
+
+    It is raised where a course has yielded them, which may raise in its place what it means.
+    """
+
+    def __init__(self, rows: Sequence[Rows]) -> None:
+        self.rows = rows
+        super().__init__(f"statement {len(rows)} of its trip failed")
 
 
 class Trips:
@@ -73,24 +93,25 @@ class Trips:
         connection.in_doubt = not repeatable
         chosen = self._bound(connection, deadline)
         if chosen is None:
-            return _rows(connection.execute(statement.query, statement.params, prepare=prepare))
+            return statement.read(
+                connection.execute(statement.query, statement.params, prepare=prepare)
+            )
         # One transaction with the statement: if that fails, so has the setting.
         with connection.in_one_trip():
             self._choose(connection, chosen)
             cursor = connection.execute(statement.query, statement.params, prepare=prepare)
         self._chosen(connection, chosen)
-        return _rows(cursor)
+        return statement.read(cursor)
 
     def several(
         self,
         connection: BoundedConnection,
-        statements: Sequence[Statement],
-        conclude: Conclude,
+        course: Course,
         deadline: Deadline,
         *,
         prepare: bool | None,
     ) -> None:
-        """Run statements in one transaction: two round trips, the second of which commits.
+        """Run a transaction: a round trip for each that the course asks for, and the COMMIT's.
 
         Only while that is on its way is the outcome in doubt. Each statement has all of
         the call's time on the server, but when the time is over nothing is committed.
@@ -99,16 +120,20 @@ class Trips:
         end = connection.rollback
         try:
             chosen = self._bound(connection, deadline)
-            with connection.in_one_trip(preparing=True):
-                connection.execute(_BEGIN, prepare=False)
-                if chosen is not None:
-                    self._choose(connection, chosen)
-                cursors = [
-                    connection.execute(each.query, each.params, prepare=prepare)
-                    for each in statements
-                ]
-            end = connection.undo
-            last = conclude([_rows(cursor) for cursor in cursors])
+            begin: Callable[[], None] = partial(self._begin, connection, chosen)
+            with closing(course):
+                statements = next(course)
+                while True:
+                    rows = _answered(connection, course, statements, begin, prepare=prepare)
+                    begin = _nothing
+                    end = connection.undo
+                    try:
+                        statements = course.send(rows)
+                    except StopIteration as done:
+                        last: Sequence[Statement] = done.value
+                        break
+                    deadline.bound(self._timeout)
+                    end = connection.rollback
             deadline.bound(self._timeout)
             end = connection.rollback
             connection.in_doubt = True
@@ -121,6 +146,11 @@ class Trips:
             raise
         if chosen is not None:
             self._chosen(connection, chosen)
+
+    def _begin(self, connection: BoundedConnection, chosen: int | None) -> None:
+        connection.execute(_BEGIN, prepare=False)
+        if chosen is not None:
+            self._choose(connection, chosen)
 
     def _bound(self, connection: BoundedConnection, deadline: Deadline) -> int | None:
         """Limit how long is waited; return the statement_timeout to set, if it does not fit."""
@@ -142,6 +172,37 @@ class Trips:
             connection.timeout_ms = chosen
 
 
+def _nothing() -> None:
+    """Begin nothing: the transaction is under way."""
+
+
+def _answered(
+    connection: BoundedConnection,
+    course: Course,
+    statements: Sequence[Statement],
+    begin: Callable[[], None],
+    *,
+    prepare: bool | None,
+) -> Sequence[Rows]:
+    """Make one trip of a course; which statement failed, if one does, the course is told first."""
+    cursors: list[psycopg.Cursor[TupleRow]] = []
+    try:
+        with connection.in_one_trip(preparing=True):
+            begin()
+            for each in statements:
+                cursor = connection.execute(each.query, each.params, prepare=prepare)
+                cursors.append(cursor)
+    except DRIVER_ERRORS as error:
+        # As the driver has them: to read more may take a statement more.
+        done = takewhile(lambda cursor: cursor.pgresult is not None, cursors)
+        failure = StatementFailedError([rows_of(cursor) for cursor in done])
+        failure.__cause__ = error
+        with suppress(StatementFailedError):
+            course.throw(failure)
+        raise
+    return [each.read(cursor) for each, cursor in zip(statements, cursors, strict=True)]
+
+
 def _end(connection: BoundedConnection, roll_back: Callable[[], None]) -> None:
     """Leave no transaction open: a connection that does not come out of it is closed."""
     if connection.pgconn.transaction_status in _OPEN:
@@ -150,7 +211,3 @@ def _end(connection: BoundedConnection, roll_back: Callable[[], None]) -> None:
             return
     if connection.pgconn.transaction_status != TransactionStatus.IDLE:
         connection.close()
-
-
-def _rows(cursor: psycopg.Cursor[TupleRow]) -> Rows:
-    return cursor.fetchall() if cursor.description else ()

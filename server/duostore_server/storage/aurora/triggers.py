@@ -1,0 +1,292 @@
+"""The triggers that note changes of sources, as the configuration wants them.
+
+A trigger has a name made of what it does, so that one of that name is the one that is wanted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import psycopg
+from psycopg import sql
+
+from duostore_server.storage.aurora.connection import milliseconds
+from duostore_server.storage.aurora.migrate import MigrationError, connected
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from duostore_server.domain.read_models import ReadModel, Source
+    from duostore_server.storage.aurora.connection import BoundedConnection, Conninfo
+
+# All that change triggers of a database take this lock: the bytes of "triggers".
+_LOCK: Final = int.from_bytes(b"triggers", "big")
+# Whoever waits for a table's lock holds up all that come later and want the table.
+_LOCK_SECONDS: Final = 10.0
+_POLITE: Final = "SELECT set_config('lock_timeout', %s, true)"
+
+_ENTITY: Final = ("duostore", "entity")
+_ON_ENTITY: Final = (
+    "CREATE TRIGGER {name} AFTER INSERT OR UPDATE ON {table} FOR EACH ROW WHEN (new.kind = {kind})"
+    " EXECUTE FUNCTION duostore.note_entity({arguments})"
+)
+# Of a partitioned table these see what goes through it, and those on a partition what is
+# written to that directly.
+_ON_TABLE: Final = {
+    event: f"CREATE TRIGGER {{name}} AFTER {event} ON {{table}} {images} FOR EACH STATEMENT"
+    " EXECUTE FUNCTION duostore.note_rows({arguments})"
+    for event, images in (
+        ("INSERT", "REFERENCING NEW TABLE AS after_rows"),
+        ("UPDATE", "REFERENCING OLD TABLE AS before_rows NEW TABLE AS after_rows"),
+        ("DELETE", "REFERENCING OLD TABLE AS before_rows"),
+        ("TRUNCATE", ""),
+    )
+}
+
+_FIND_TABLE: Final = """
+SELECT c.oid, c.relkind IN ('r', 'p'), ARRAY (
+    SELECT attname::text FROM pg_catalog.pg_attribute
+    WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped
+)
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s
+"""
+
+_FIND_PARTITIONS: Final = """
+SELECT n.nspname::text, c.relname::text
+FROM pg_catalog.pg_partition_tree(%s) AS p
+JOIN pg_catalog.pg_class AS c ON c.oid = p.relid
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE p.level > 0 AND c.relkind IN ('r', 'p')
+ORDER BY 1, 2
+"""
+
+# Those that are disabled are not there.
+_FIND_TRIGGERS: Final = """
+SELECT n.nspname::text, c.relname::text, t.tgname::text, t.tgargs, t.tgenabled IN ('O', 'A')
+FROM pg_catalog.pg_trigger AS t
+JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE NOT t.tgisinternal AND t.tgfoid IN (
+    to_regprocedure('duostore.note_entity()'), to_regprocedure('duostore.note_rows()')
+)
+ORDER BY 1, 2, 3
+"""
+
+_FIND_DIGESTS: Final = "SELECT kind, source, digest FROM duostore.read_model"
+
+_REMEMBER: Final = """
+INSERT INTO duostore.read_model (kind, source, digest, install_time)
+VALUES (%s, %s, %s, clock_timestamp())
+ON CONFLICT (kind, source) DO UPDATE SET
+    digest = excluded.digest,
+    install_time = excluded.install_time
+"""
+
+# What was noted before is a part of it.
+_FORGET_CHANGES: Final = "DELETE FROM duostore.source_change WHERE kind = %s AND source = %s"
+_NOTE_ALL: Final = "INSERT INTO duostore.source_change (kind, source) VALUES (%s, %s)"
+
+_FORGET: Final = "DELETE FROM duostore.read_model WHERE kind = %s AND source = %s"
+_FORGET_STALE: Final = "DELETE FROM duostore.stale WHERE kind = %s"
+
+_Place: TypeAlias = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A source of a kind: its triggers by schema, table and name, as SQL that makes them.
+
+    ``own`` are those without which it is not watched, which those on partitions are not.
+    """
+
+    kind: str
+    source: str
+    digest: str
+    triggers: Mapping[_Place, sql.Composed]
+    own: frozenset[_Place]
+
+    @property
+    def of(self) -> tuple[str, str]:
+        """Return the kind and its source."""
+        return self.kind, self.source
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A trigger of ours that is there, and the kind and the source that it was made for."""
+
+    place: _Place
+    of: tuple[str, str]
+    enabled: bool
+
+
+def install(
+    conninfo: Conninfo,
+    read_models: Mapping[str, ReadModel],
+    *,
+    lock_timeout: float = _LOCK_SECONDS,
+) -> list[str]:
+    """Have every change of the sources noted from now on; return what was done, a line each.
+
+    In one transaction; does nothing, and takes no lock on a table, if all is as it should be.
+    What is new or was changed, or was not watched for a while, is recomputed as a whole, in
+    the background. Raises as ``migrate``, and ``MigrationError`` if a table or column is not
+    there or the role may not have triggers on a table.
+    """
+    with connected(conninfo) as connection, connection.transaction():
+        try:
+            connection.execute(_POLITE, (str(milliseconds(lock_timeout)),))
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            wanted, problems = _wanted(connection, read_models)
+            if problems:
+                raise MigrationError("; ".join(problems))
+            return list(_changes(connection, wanted))
+        except psycopg.errors.LockNotAvailable as error:
+            raise MigrationError(
+                "triggers were not installed: other sessions keep a table locked; try again when "
+                "long transactions have ended"
+            ) from error
+
+
+def missing(conninfo: Conninfo, read_models: Mapping[str, ReadModel]) -> list[str]:
+    """Return why changes of the sources are not noted as configured, a line each; none if all are.
+
+    Triggers for what is not configured here are another deployment's concern, a newer one's
+    perhaps. Raises as ``migrate``.
+    """
+    if not any(model.sources for model in read_models.values()):
+        return []
+    with connected(conninfo) as connection:
+        wanted, problems = _wanted(connection, read_models)
+        there = {found.place for found in _found(connection) if found.enabled}
+        digests = _digests(connection)
+    for each in wanted:
+        if not each.own <= there:
+            problems.append(f"changes of {each.source} are not noted for {each.kind!r}")
+        elif digests.get(each.of) != each.digest:
+            problems.append(f"the SQL of {each.kind!r} or of its {each.source} was changed")
+    return [f"{problem}: run `duostore migrate`" for problem in problems]
+
+
+def _changes(connection: BoundedConnection, wanted: Sequence[_Wanted]) -> Iterator[str]:
+    found, digests = _found(connection), _digests(connection)
+    kept = {place for each in wanted for place in each.triggers}
+    for old in found:
+        if old.place not in kept or not old.enabled:
+            _alter(connection, old.place, _drop(old.place))
+    there = {old.place for old in found if old.enabled}
+    watched = {old.of for old in found} | set(digests)
+    for each in wanted:
+        absent = [place for place in each.triggers if place not in there]
+        for place in absent:
+            _alter(connection, place, each.triggers[place])
+        if absent or digests.get(each.of) != each.digest:
+            connection.execute(_FORGET_CHANGES, each.of)
+            connection.execute(_NOTE_ALL, each.of)
+            connection.execute(_REMEMBER, (*each.of, each.digest))
+            how = "as configured now" if each.of in watched else "from now on"
+            yield f"{each.kind}: changes of {each.source} are noted {how}; all will be recomputed"
+    kinds = {each.kind for each in wanted}
+    for kind, source in sorted(watched - {each.of for each in wanted}):
+        connection.execute(_FORGET_CHANGES, (kind, source))
+        connection.execute(_FORGET, (kind, source))
+        if kind not in kinds:
+            connection.execute(_FORGET_STALE, (kind,))
+        yield f"{kind}: changes of {source} are no longer noted"
+
+
+def _drop(place: _Place) -> sql.Composed:
+    schema, table, name = place
+    return sql.SQL("DROP TRIGGER {} ON {}").format(
+        sql.Identifier(name), sql.Identifier(schema, table)
+    )
+
+
+def _alter(connection: BoundedConnection, place: _Place, statement: sql.Composed) -> None:
+    try:
+        connection.execute(statement)
+    except psycopg.errors.InsufficientPrivilege as error:
+        schema, table, _ = place
+        raise MigrationError(
+            f"the role may not add and remove triggers of {schema}.{table}: run `duostore migrate` "
+            "as its owner, or as a member of the owner's role"
+        ) from error
+
+
+def _wanted(
+    connection: BoundedConnection, read_models: Mapping[str, ReadModel]
+) -> tuple[list[_Wanted], list[str]]:
+    wanted: list[_Wanted] = []
+    problems: list[str] = []
+    for model in read_models.values():
+        for source in model.sources:
+            try:
+                tables = _tables(connection, source)
+            except LookupError as error:
+                problems.append(f"{model.kind!r} depends on {source.name}, {error.args[0]}")
+            else:
+                wanted.append(_wanted_of(model, source, tables))
+    return wanted, problems
+
+
+def _tables(connection: BoundedConnection, source: Source) -> list[tuple[str, str]]:
+    """Return the tables that need triggers, the source first; ``LookupError`` says if it cannot."""
+    if source.table is None:
+        return [_ENTITY]
+    schema, _, table = source.table.partition(".")
+    rows = connection.execute(_FIND_TABLE, (schema, table)).fetchall()
+    if not rows:
+        raise LookupError("which does not exist")
+    ((oid, is_table, columns),) = rows
+    if not is_table:
+        raise LookupError("which is no table: name those that it is made from")
+    if gone := [field for field in source.fields if field not in columns]:
+        raise LookupError(f"which has no column {', '.join(gone)}")
+    partitions = connection.execute(_FIND_PARTITIONS, (oid,)).fetchall()
+    return [(schema, table), *partitions]
+
+
+def _wanted_of(model: ReadModel, source: Source, tables: Sequence[tuple[str, str]]) -> _Wanted:
+    arguments = [model.kind, source.name, *source.fields]
+    name = f"duostore_{_digest(arguments)[:16]}"
+    templates = {"": _ON_ENTITY} if source.table is None else _ON_TABLE
+    triggers: dict[_Place, sql.Composed] = {}
+    for schema, table in tables:
+        for event, template in templates.items():
+            place = (schema, table, f"{name}_{event.lower()}" if event else name)
+            triggers[place] = sql.SQL(template).format(
+                name=sql.Identifier(place[2]),
+                table=sql.Identifier(schema, table),
+                kind=sql.Literal(source.kind),
+                arguments=sql.SQL(", ").join(map(sql.Literal, arguments)),
+            )
+    digest = _digest([model.sql.digest, source.ids.digest, *source.fields])
+    own = frozenset(place for place in triggers if place[:2] == tables[0])
+    return _Wanted(model.kind, source.name, digest, triggers, own)
+
+
+def _found(connection: BoundedConnection) -> list[_Found]:
+    found = []
+    for *place, arguments, enabled in connection.execute(_FIND_TRIGGERS).fetchall():
+        # Each ends with a zero byte; our triggers have two at least.
+        kind, source, *_ = bytes(arguments).decode().split("\0")
+        schema, table, name = place
+        found.append(_Found((schema, table, name), (kind, source), enabled))
+    return found
+
+
+def _digests(connection: BoundedConnection) -> Mapping[tuple[str, str], str]:
+    ((exists,),) = connection.execute("SELECT to_regclass('duostore.read_model') IS NOT NULL")
+    if not exists:
+        return {}
+    rows = connection.execute(_FIND_DIGESTS).fetchall()
+    return {(kind, source): digest for kind, source, digest in rows}
+
+
+def _digest(parts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
