@@ -314,7 +314,7 @@ def test_sql_that_takes_too_long_fails_like_any_other(dsn: str, pool: AuroraPool
         assert changes.expand(change, 10, soon()) == Expansion(0, done=False)
     assert [line["sqlstate"] for line in logs] == ["57014"]
     assert query(dsn, "SELECT failures FROM duostore.source_change") == [(1,)]
-    backlog = changes.backlog(soon())
+    backlog = AuroraSourceChanges(pool, {}).backlog(soon())
     assert (backlog.changes, backlog.failing) == (0, 1)
 
 
