@@ -106,6 +106,21 @@ def test_all_forms_of_a_value_are_one_value_and_one_text(data: st.DataObject, ty
     assert len({canonical({"p": one}) for one in found}) == 1
 
 
+@pytest.mark.parametrize(
+    ("type_", "forms"),
+    [
+        (ParamType.INTEGER, [0, "0", "-0", 0.0, -0.0]),
+        (ParamType.NUMBER, [0, 0.0, -0.0]),
+        (ParamType.DECIMAL, ["0", "-0", "-0.000", "00.0", 0, 0.0, -0.0]),
+        (ParamType.DECIMAL, ["12.5", "012.50", 12.5]),
+        (ParamType.DECIMAL, ["1000", "1000.0", 1000, 1e3]),
+        (ParamType.DECIMAL, ["0.0000001", "0.00000010", 1e-7]),
+    ],
+)
+def test_a_number_is_one_text_however_it_is_written(type_: ParamType, forms: list[Any]) -> None:
+    assert len({canonical({"p": parse_value(type_, form)}) for form in forms}) == 1
+
+
 @quick
 @given(st.data(), TYPES)
 def test_different_values_are_different_texts(data: st.DataObject, type_: Any) -> None:
@@ -171,8 +186,18 @@ REFUSED: dict[ParamType, list[Any]] = {
         "9" * 20,
         *_NEITHER,
     ],
-    ParamType.NUMBER: ["5", "secret", True, float("nan"), float("inf"), *_NEITHER],
+    ParamType.NUMBER: [
+        "5",
+        "secret",
+        10**400,
+        2**53 + 1,
+        True,
+        float("nan"),
+        float("inf"),
+        *_NEITHER,
+    ],
     ParamType.DECIMAL: [
+        float(2**53),
         "secret",
         "1e5",
         "NaN",
