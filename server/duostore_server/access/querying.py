@@ -14,6 +14,7 @@ from duostore_server.access.query_pages import (
     page_violations,
     rows_digest,
 )
+from duostore_server.access.sources import SHARE
 from duostore_server.domain.entities import Cached, Lease
 from duostore_server.domain.errors import (
     DeadlineExceededError,
@@ -40,9 +41,12 @@ if TYPE_CHECKING:
     from duostore_server.domain.ports import Cache, Queries
     from duostore_server.domain.queries import QueryCall, Row
 
-# Of the time that is left, what is waited for a result that is on its way: one who gave up
-# much earlier would begin the same work, and not end it in time.
+# Of the time that is left, what is waited for a result that this process computes: one who gave
+# up much earlier would begin the same work, and not end it in time.
 _PATIENCE: Final = 0.9
+_FLIGHTS: Final = 2
+# Leases that nobody came back to fill; few at a time, since each ends after 10 s.
+_MOST_ABANDONED: Final = 1000
 _KEY_BYTES: Final = 32
 _VERSION: Final = 1
 _FIRST_PAUSES: Final = (0.005, 0.010, 0.020)
@@ -118,6 +122,7 @@ class Querying:
         self._jitter = jitter
         self._now = now
         self._served = served
+        self._abandoned: dict[ResultKey, Lease] = {}
 
     def query(
         self,
@@ -170,12 +175,16 @@ class Querying:
         entry = self._look(key)
         if isinstance(entry, _Found):
             return entry
-        patience = min(query.timeout, deadline.part(_PATIENCE).remaining())
-        with self._flights.join(key, patience) as first:
-            if first:
-                return self._land(key, call, entry, deadline)
-        entry = self._look(key)
-        return entry if isinstance(entry, _Found) else self._compute(call, deadline)
+        # Again if the first flight has brought nothing: not all who waited shall begin at once.
+        for _ in range(_FLIGHTS):
+            patience = min(query.timeout, deadline.part(_PATIENCE).remaining())
+            with self._flights.join(key, patience) as first:
+                if first:
+                    return self._land(key, call, entry, deadline)
+            entry = self._look(key)
+            if isinstance(entry, _Found):
+                return entry
+        return self._compute(call, deadline)
 
     def _land(
         self, key: ResultKey, call: QueryCall, held: Lease | None, deadline: Deadline
@@ -183,27 +192,37 @@ class Querying:
         """Compute a result and cache it, unless another process does: then wait for that."""
         if held is None and (lease := self._lease(key)) is not None:
             return self._compute_for(key, lease, call, deadline)
-        found = self._await(key, call.query.timeout, deadline)
-        if isinstance(found, _Found):
-            return found
+        if held is None or self._abandoned.get(key) != held:
+            found = self._await(key, call.query.timeout, deadline)
+            if isinstance(found, _Found):
+                return found
+            if isinstance(found, Lease):
+                self._abandon(key, found)
         return self._compute_for(key, None, call, deadline)
 
-    def _await(self, key: ResultKey, patience: float, deadline: Deadline) -> _Found | None:
-        """Wait for what another process computes, as long as its lease is there."""
-        limit = deadline.part(_PATIENCE)
+    def _await(self, key: ResultKey, patience: float, deadline: Deadline) -> _Found | Lease | None:
+        """Wait for what another process computes; return its lease if that took too long."""
+        limit = deadline.part(SHARE)
         waited = 0.0
         pauses = iter(_FIRST_PAUSES)
+        entry: _Found | Lease | None = None
         while waited < patience:
             pause = next(pauses, _LATER_PAUSE)
             try:
                 self._pause(limit.bound(pause))
             except DeadlineExceededError:
-                return None
+                return entry
             waited += pause
             entry = self._look(key)
             if not isinstance(entry, Lease):
                 return entry
-        return None
+        return entry
+
+    def _abandon(self, key: ResultKey, lease: Lease) -> None:
+        """Let nobody in this process wait again for a lease whose holder has died, or hangs."""
+        if len(self._abandoned) >= _MOST_ABANDONED:
+            self._abandoned.clear()
+        self._abandoned[key] = lease
 
     def _look(self, key: ResultKey) -> _Found | Lease | None:
         try:
@@ -271,6 +290,11 @@ def _key(call: QueryCall, nonces: tuple[bytes, ...]) -> ResultKey:
         query.sql.digest,
         query.max_rows,
         query.max_bytes,
+        # The same text is another value as another type.
+        [
+            [param.name, param.type.value, param.is_list]
+            for _, param in sorted(query.params.items())
+        ],
         canonical(call.values),
         *(nonce.hex() for nonce in nonces),
     ]

@@ -46,10 +46,10 @@ stay within the file, and patterns know neither look-around nor back-references,
 to take unbounded time.
 
 In SQL files `:name` is a parameter, whose value is sent beside the SQL; those of a query are in
-lower case, those of a source are spelt as its `fields`. Not so in strings, quoted names and comments.
-`::` is a cast. In a slice of an array a colon needs a space before a name: `a[1: n]`. A file has one
-statement, but for `save_sql` and `delete_sql`. `duostore config check` has the database prepare all
-of them and tells the file and line of what is wrong.
+lower case, those of a source are spelt as its `fields`. Not so in strings, quoted names and
+comments. `::` is a cast. In a slice of an array a colon needs a space before a name: `a[1: n]`. A
+file has one statement, but for `save_sql` and `delete_sql`. `duostore config check` has the
+database prepare all of them and tells the file and line of what is wrong.
 """
 
 

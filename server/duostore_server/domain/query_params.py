@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_LIST: Final = 10_000
 
+_TOO_LARGE: Final = "is a whole number of 2^53 or beyond; send it as a string"
 _INT64: Final = range(-(2**63), 2**63)
 _WHOLE: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,200}(\.[0-9]{1,200})?", re.ASCII)
@@ -120,7 +122,7 @@ def _integer(value: object) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
         if abs(value) > MAX_WHOLE:
-            raise ValueError("is a whole number of 2^53 or beyond; send it as a string")
+            raise ValueError(_TOO_LARGE)
     elif isinstance(value, str) and _WHOLE.fullmatch(value):
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
@@ -131,7 +133,10 @@ def _integer(value: object) -> int:
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"must be {_SHAPES[ParamType.NUMBER]}")  # noqa: TRY004 - as all
+    # A whole number of the configuration may be beyond all doubles, or between two of them.
+    if not (abs(value) <= sys.float_info.max and float(value) == value):
         raise ValueError(f"must be {_SHAPES[ParamType.NUMBER]}")
     # -0.0 is 0.0 to the database, and shall be to the cache.
     return float(value) + 0.0
@@ -139,6 +144,8 @@ def _number(value: object) -> float:
 
 def _decimal(value: object) -> Decimal:
     if isinstance(value, float) and math.isfinite(value):
+        if value.is_integer() and abs(value) > MAX_WHOLE:
+            raise ValueError(_TOO_LARGE)
         value = format(Decimal(repr(value)), "f")
     elif isinstance(value, int) and not isinstance(value, bool):
         value = str(value)

@@ -47,7 +47,10 @@ class Expander:
     """
 
     def __init__(self, *, changes: SourceChanges, batch: int, page: int, most_stale: int) -> None:
-        """``page`` documents are found at a time, few enough to wait beside ``most_stale``."""
+        """``page`` documents of a change are found at a time.
+
+        Of changes that are begun no more are found while ``most_stale`` documents wait.
+        """
         self._changes = changes
         self._batch = batch
         self._page = page
@@ -59,21 +62,31 @@ class Expander:
         Raises ``IncompleteRoundError`` if some could not be; they fall due again.
         """
         waiting = self._changes.backlog(Deadline.after(_CLAIM_SECONDS)).stale
-        held_up = waiting >= self._most_stale
-        changes = self._changes.claim(self._batch, Deadline.after(_CLAIM_SECONDS), fresh=held_up)
-        failed = sum(not self._expand(change) for change in changes)
+        room = self._most_stale - waiting
+        changes = self._changes.claim(self._batch, Deadline.after(_CLAIM_SECONDS), fresh=room <= 0)
+        failed = 0
+        for change in changes:
+            if change.begun and room <= 0:
+                # Due again when its claim runs out.
+                continue
+            touched = self._expand(change)
+            if touched is None:
+                failed += 1
+            else:
+                room -= touched
         if failed:
             raise IncompleteRoundError(
                 f"{failed} of {len(changes)} changes of sources could not be expanded yet"
             )
         return bool(changes)
 
-    def _expand(self, change: SourceChange) -> bool:
+    def _expand(self, change: SourceChange) -> int | None:
+        """Return how many documents became stale; None if the change could not be expanded."""
         try:
-            self._changes.expand(change, self._page, Deadline.after(_PAGE_SECONDS))
+            deadline = Deadline.after(_PAGE_SECONDS)
+            return self._changes.expand(change, self._page, deadline).touched
         except (StoreError, DeadlineExceededError):
-            return False
-        return True
+            return None
 
 
 class Recomputer:
