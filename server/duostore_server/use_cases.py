@@ -24,9 +24,10 @@ from duostore_server.access.granting import Granting
 from duostore_server.access.leasing import Leasing
 from duostore_server.access.propagation import Propagation
 from duostore_server.access.query_checks import QueryChecks
-from duostore_server.access.querying import Querying
+from duostore_server.access.querying import PAUSES, Querying
 from duostore_server.access.quotas import Quotas
 from duostore_server.access.reading import Reader, lease_pauses
+from duostore_server.access.result_flights import ResultFlights
 from duostore_server.access.settling import Settling
 from duostore_server.access.sources import HeadSource, ProjectedSource
 from duostore_server.access.writing import Writer
@@ -71,11 +72,6 @@ def utc_now() -> datetime:
 def jitter() -> float:
     """Return the part of a time to wait: nearly all of it."""
     return random.uniform(_LEAST_JITTER, 1.0)  # noqa: S311 - spreads load, guards nothing
-
-
-def depended_on(settings: Settings) -> frozenset[str]:
-    """Return the kinds whose changes make results of queries unreachable."""
-    return frozenset(kind for query in queries_of(settings).values() for kind in query.depends_on)
 
 
 class _Clock:
@@ -183,9 +179,7 @@ def data_access(
             authority=stores.authority,
             rows=stores.rows,
             records=stores.records,
-            propagation=Propagation(
-                stores.projections, stores.cache, codec.encode, depended_on(settings)
-            ),
+            propagation=Propagation(stores.projections, stores.cache, codec.encode),
             completions=completions,
             answers=answers,
             policies=policies,
@@ -208,10 +202,11 @@ def data_access(
         queries=stores.queries,
         cache=stores.cache,
         generations=Generations(stores.cache, utc_now),
-        flights=Flights(),
+        flights=ResultFlights(),
         encode=codec.encode_result,
         row_bytes=codec.row_bytes,
         slice_of=codec.page_of,
+        pauses=PAUSES,
         pause=time.sleep,
         jitter=jitter,
         now=utc_now,

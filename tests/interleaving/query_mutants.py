@@ -114,8 +114,11 @@ class _LeavesTheGeneration(Propagation):
     """Busts the entries of the entities alone."""
 
     def _invalidate(self, entities: Sequence[Entity]) -> bool:
-        self._depended_on = frozenset()
-        return super()._invalidate(entities)
+        try:
+            self._cache.invalidate([entity.key for entity in entities])
+        except StoreError:
+            return False
+        return True
 
 
 class _EndsItBeforeTheCommit(Committer):
@@ -124,7 +127,7 @@ class _EndsItBeforeTheCommit(Committer):
     def commit(self, transaction: Transaction, deadline: Deadline) -> Outcome:
         keys = [mutation.key for mutation in transaction.mutations]
         with suppress(StoreError):
-            self._propagation._cache.invalidate([*generations_of(keys, {"proposal", "note"})])
+            self._propagation._cache.invalidate([*generations_of(keys)])
         return super().commit(transaction, deadline)
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from duostore_server import codec
 from duostore_server.access.committing import Committer
-from duostore_server.access.flights import Flights
 from duostore_server.access.generations import Generations
 from duostore_server.access.propagation import Propagation
 from duostore_server.access.query_checks import QueryChecks
 from duostore_server.access.querying import Querying
+from duostore_server.access.result_flights import ResultFlights
 from duostore_server.domain.errors import (
     Store,
     StoreError,
@@ -31,7 +31,15 @@ from duostore_server.workers.loop import IncompleteRoundError
 from duostore_server.workers.projector import Projector
 from tests.interleaving.claims import ViolationError
 from tests.interleaving.deployment import soon
-from tests.interleaving.query_stores import BOTH, BY_STATUS, ONE, Noted, QueryStores, Snapshots
+from tests.interleaving.query_stores import (
+    BOTH,
+    BY_STATUS,
+    ONE,
+    ONE_LOOK,
+    Noted,
+    QueryStores,
+    Snapshots,
+)
 from tests.support.query_stack import NOON, encode, row_bytes, slice_of
 from tests.support.simulated_memcached import connect_to
 from tests.support.writer_stack import FakeRecords
@@ -194,10 +202,11 @@ class QueryStage(QueryStores):
             cache=self._cache(),
             # What it is asked for is all that anybody asks of generations.
             generations=noted,  # type: ignore[arg-type]
-            flights=Flights(),
+            flights=ResultFlights(),
             encode=encode,
             row_bytes=row_bytes,
             slice_of=slice_of,
+            pauses=(ONE_LOOK,),
             pause=lambda _: None,
             jitter=lambda: 1.0,
             now=lambda: NOON,
@@ -254,7 +263,7 @@ class QueryStage(QueryStores):
         return self._completers.setdefault(name, Deferred(self.authority.complete, batch=500))
 
     def _propagation(self, cache: Cache) -> Propagation:
-        return self.design.propagation(self.projections, cache, codec.encode, POLICIES._kinds)
+        return self.design.propagation(self.projections, cache, codec.encode)
 
     def _cache(self) -> MemcachedCache:
         return self.design.cache(

@@ -6,10 +6,10 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from duostore_server.access.flights import Flights
 from duostore_server.access.generations import Generations
 from duostore_server.access.query_checks import QueryChecks
-from duostore_server.access.querying import Querying
+from duostore_server.access.querying import PAUSES, Querying
+from duostore_server.access.result_flights import ResultFlights
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.keys import GenerationKey, ResultKey
 from duostore_server.domain.queries import Column, Param, ParamType, Query
@@ -144,10 +144,11 @@ class QueryStack:
             queries=self.database.queries,
             cache=self.cache,
             generations=self.generations,
-            flights=Flights(),
+            flights=ResultFlights(),
             encode=encode,
             row_bytes=row_bytes,
             slice_of=slice_of,
+            pauses=PAUSES,
             pause=pause or self._pause,
             jitter=lambda: jitter,
             now=lambda: NOON,

@@ -149,12 +149,15 @@ def test_a_failure_of_ours_is_not_taken_for_one_of_the_cache() -> None:
         stack.read()
 
 
-def test_the_generations_of_entities_are_those_that_a_query_depends_on() -> None:
+def test_the_generations_of_entities_are_those_of_their_kinds_and_tenants_once_each() -> None:
     keys = [
         EntityKey("acme", "proposal", "1"),
         EntityKey("acme", "proposal", "2"),
         EntityKey("acme", "note", "1"),
         EntityKey("", "proposal", "1"),
     ]
-    assert list(generations_of(keys, {"proposal"})) == [PROPOSALS, GenerationKey("", "proposal")]
-    assert list(generations_of(keys, set())) == []
+    assert list(generations_of(keys)) == [
+        PROPOSALS,
+        GenerationKey("acme", "note"),
+        GenerationKey("", "proposal"),
+    ]

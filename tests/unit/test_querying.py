@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from duostore_server.domain.errors import (
+    DeadlineExceededError,
     InvalidRequestError,
+    QueryTimeoutError,
     ResultChangedError,
     ResultTooLargeError,
     Store,
@@ -32,7 +34,7 @@ from tests.support.query_stack import (
 )
 
 if TYPE_CHECKING:
-    from duostore_server.domain.queries import Query, Row
+    from duostore_server.domain.queries import Query, QueryCall, Row
 
 
 def test_a_result_is_computed_once_and_then_found() -> None:
@@ -300,3 +302,21 @@ def test_the_columns_are_answered_as_the_database_names_them() -> None:
     for column in COLUMNS:
         assert column.name in page.payload.decode()
         assert column.type in page.payload.decode()
+
+
+def test_a_query_takes_no_longer_in_all_than_it_may() -> None:
+    stack = QueryStack(query(timeout=2.0))
+
+    def take(_: QueryCall) -> None:
+        stack.clock.now += 1.5
+
+    # Each portion for itself is quick enough.
+    stack.database.queries.during = take
+    assert rows_of(stack.query()) == ROWS
+    stack = QueryStack(query(timeout=1.0))
+    stack.database.queries.during = take
+    with pytest.raises(QueryTimeoutError):
+        stack.query()
+    with pytest.raises(DeadlineExceededError):
+        stack.query(within=0.5)
+    assert stack.result_keys() == []

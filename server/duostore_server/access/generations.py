@@ -9,7 +9,7 @@ from duostore_server.domain.errors import StoreError
 from duostore_server.domain.keys import GenerationKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable
     from datetime import datetime
 
     from duostore_server.domain.keys import EntityKey
@@ -73,8 +73,6 @@ class Generations:
         self._cache.fill(key, lease, Cached(_VERSION, lease.nonce, self._now()), _TTL_SECONDS)
 
 
-def generations_of(
-    keys: Iterable[EntityKey], depended_on: Collection[str]
-) -> Mapping[GenerationKey, None]:
+def generations_of(keys: Iterable[EntityKey]) -> Iterable[GenerationKey]:
     """Return the generations that end when these entities change, each once and in order."""
-    return {GenerationKey(key.tenant, key.kind): None for key in keys if key.kind in depended_on}
+    return dict.fromkeys(GenerationKey(key.tenant, key.kind) for key in keys)

@@ -11,7 +11,7 @@ from duostore_server.domain.entities import Form, Projection
 from duostore_server.domain.errors import DuostoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
 
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.entities import Entity
@@ -30,22 +30,17 @@ def projection_of(entity: Entity, encode: Callable[[Entity], bytes]) -> Projecti
 class Propagation:
     """Projects committed versions of different keys and busts their cache entries.
 
-    And with them the cached results of the queries that depend on their kinds. Safe to
-    repeat and to reorder.
+    And with them the cached results of the queries that depend on their kinds: of whatever
+    kinds, for a server of another release may have queries that this one does not know.
+    Safe to repeat and to reorder.
     """
 
     def __init__(
-        self,
-        projections: Projections,
-        cache: Cache,
-        encode: Callable[[Entity], bytes],
-        depended_on: Collection[str] = (),
+        self, projections: Projections, cache: Cache, encode: Callable[[Entity], bytes]
     ) -> None:
-        """``depended_on`` are the kinds that some query depends on."""
         self._projections = projections
         self._cache = cache
         self._encode = encode
-        self._depended_on = frozenset(depended_on)
 
     def propagate(self, entities: Sequence[Entity], deadline: Deadline) -> bool:
         """Return True if every read that starts from now on sees these versions or newer ones.
@@ -68,7 +63,7 @@ class Propagation:
 
     def _invalidate(self, entities: Sequence[Entity]) -> bool:
         keys = [entity.key for entity in entities]
-        ended = generations_of(keys, self._depended_on)
+        ended = generations_of(keys)
         return _done(lambda: self._cache.invalidate([*keys, *ended]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Final
 
 from duostore_server.access.query_pages import (
@@ -20,6 +21,7 @@ from duostore_server.domain.errors import (
     DeadlineExceededError,
     FieldViolation,
     InvalidRequestError,
+    QueryTimeoutError,
     ResultChangedError,
     ResultTooLargeError,
     Store,
@@ -30,12 +32,12 @@ from duostore_server.domain.queries import Result
 from duostore_server.domain.query_params import canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from duostore_server.access.flights import Flights
     from duostore_server.access.generations import Generations
     from duostore_server.access.query_checks import QueryChecks
+    from duostore_server.access.result_flights import ResultFlights
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.documents import JsonObject
     from duostore_server.domain.ports import Cache, Queries
@@ -44,13 +46,15 @@ if TYPE_CHECKING:
 # Of the time that is left, what is waited for a result that this process computes: one who gave
 # up much earlier would begin the same work, and not end it in time.
 _PATIENCE: Final = 0.9
+# Who computes it is late in saying that it took too long.
+_MARGIN: Final = 1.0
 _FLIGHTS: Final = 2
 # Leases that nobody came back to fill; few at a time, since each ends after 10 s.
 _MOST_ABANDONED: Final = 1000
 _KEY_BYTES: Final = 32
 _VERSION: Final = 1
-_FIRST_PAUSES: Final = (0.005, 0.010, 0.020)
-_LATER_PAUSE: Final = 0.050
+# Between two looks for what another process computes; the last one again and again.
+PAUSES: Final = (0.005, 0.010, 0.020, 0.050)
 _LEAST_TTL: Final = 1.0
 
 
@@ -96,10 +100,11 @@ class Querying:
         queries: Queries,
         cache: Cache,
         generations: Generations,
-        flights: Flights,
+        flights: ResultFlights[_Found],
         encode: Callable[[Result], bytes],
         row_bytes: Callable[[Row], int],
         slice_of: Callable[[bytes, int, int], tuple[bytes, int]],
+        pauses: Sequence[float],
         pause: Callable[[float], None],
         jitter: Callable[[], float],
         now: Callable[[], datetime],
@@ -118,6 +123,7 @@ class Querying:
         self._encode = encode
         self._row_bytes = row_bytes
         self._slice_of = slice_of
+        self._pauses = tuple(pauses)
         self._pause = pause
         self._jitter = jitter
         self._now = now
@@ -175,15 +181,16 @@ class Querying:
         entry = self._look(key)
         if isinstance(entry, _Found):
             return entry
+        held = entry
+
+        def land() -> _Found:
+            return self._land(key, call, held, deadline)
+
         # Again if the first flight has brought nothing: not all who waited shall begin at once.
         for _ in range(_FLIGHTS):
-            patience = min(query.timeout, deadline.part(_PATIENCE).remaining())
-            with self._flights.join(key, patience) as first:
-                if first:
-                    return self._land(key, call, entry, deadline)
-            entry = self._look(key)
-            if isinstance(entry, _Found):
-                return entry
+            patience = min(query.timeout + _MARGIN, deadline.part(_PATIENCE).remaining())
+            if (found := self._flights.join(key, patience, land)) is not None:
+                return found
         return self._compute(call, deadline)
 
     def _land(
@@ -204,10 +211,10 @@ class Querying:
         """Wait for what another process computes; return its lease if that took too long."""
         limit = deadline.part(SHARE)
         waited = 0.0
-        pauses = iter(_FIRST_PAUSES)
+        pauses = chain(self._pauses, repeat(self._pauses[-1]))
         entry: _Found | Lease | None = None
         while waited < patience:
-            pause = next(pauses, _LATER_PAUSE)
+            pause = next(pauses)
             try:
                 self._pause(limit.bound(pause))
             except DeadlineExceededError:
@@ -251,6 +258,15 @@ class Querying:
         return found
 
     def _compute(self, call: QueryCall, deadline: Deadline) -> _Found:
+        """Run the SQL, for no longer than the query may take in all."""
+        try:
+            return self._run(call, deadline.within(call.query.timeout))
+        except DeadlineExceededError as error:
+            if deadline.is_abandoned():
+                raise
+            raise QueryTimeoutError(call.query.name) from error
+
+    def _run(self, call: QueryCall, deadline: Deadline) -> _Found:
         query = call.query
         rows: list[Row] = []
         size = 0

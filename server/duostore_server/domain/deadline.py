@@ -76,6 +76,11 @@ class Deadline:
         part = max(left * share, min(left, LEAST_PART_SECONDS))
         return Deadline(now + part + MARGIN_SECONDS, clock=self._clock, cancelled=self._cancelled)
 
+    def within(self, seconds: float) -> Deadline:
+        """Return this deadline, or that which is ``seconds`` away if it is earlier."""
+        at = min(self._at, self._clock() + seconds)
+        return Deadline(at, clock=self._clock, cancelled=self._cancelled)
+
     def bound(self, own: float) -> float:
         """Return the timeout of a store call: ``own``, or what is left less a margin.
 

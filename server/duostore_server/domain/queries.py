@@ -59,8 +59,8 @@ class Query:
     ``params`` are by name, in lower case. A result is cached for ``cache_ttl`` seconds, not
     at all if that is 0, and no longer than until an entity of a kind of ``depends_on``
     changes. ``max_rows`` and ``max_bytes``, of rows as protobuf, bound what Query answers
-    and not what Export does. ``timeout`` seconds are what the database may take until the
-    first rows are there, and for each portion after them.
+    and not what Export does. ``timeout`` seconds are what the database may take: for all of a
+    Query, for each portion of an Export.
     """
 
     name: str
