@@ -12,7 +12,7 @@ from duostore_server.access.propagation import Propagation
 from duostore_server.config import policies as policies_of
 from duostore_server.config import read_models as read_models_of
 from duostore_server.domain.deadline import Deadline
-from duostore_server.use_cases import depended_on, jitter, utc_now
+from duostore_server.use_cases import jitter, utc_now
 from duostore_server.workers.consolidator import Consolidator
 from duostore_server.workers.fan_out import Expander, Recomputer
 from duostore_server.workers.loop import LONGEST_BACKOFF_SECONDS, Loop
@@ -41,7 +41,9 @@ _HEADS_AT_A_TIME: Final = 4
 _LOTS_AT_A_TIME: Final = 2
 # Documents that a change touches are found in pages of so many batches, and no further
 # while as many wait to be recomputed: there is always work, and never much before other work.
-_BATCHES_A_PAGE: Final = 20
+_BATCHES_A_PAGE: Final = 50
+# Changes that are expanded in one transaction, if they are small.
+_CHANGES_AT_A_TIME: Final = 500
 
 
 @contextmanager
@@ -51,9 +53,7 @@ def background(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator
     Project what they did not, consolidate what they left, fan out what they changed.
     """
     with ExitStack() as stack:
-        propagation = Propagation(
-            stores.projections, stores.cache, codec.encode, depended_on(settings)
-        )
+        propagation = Propagation(stores.projections, stores.cache, codec.encode)
         pool = stack.enter_context(
             ThreadPoolExecutor(_PROJECTIONS_AT_A_TIME, thread_name_prefix="project")
         )
@@ -110,7 +110,9 @@ def _fanning_out(
     """Recompute the documents that changes of sources touch, while the block runs."""
     batch, poll = settings.fan_out.batch, settings.fan_out.poll
     page = _BATCHES_A_PAGE * batch
-    expander = Expander(changes=stores.source_changes, batch=batch, page=page, most_stale=page)
+    expander = Expander(
+        changes=stores.source_changes, batch=_CHANGES_AT_A_TIME, page=page, most_stale=page
+    )
 
     def show_backlog() -> bool:
         metrics.fan_out(stores.source_changes.backlog(Deadline.after(_BACKLOG_EVERY_SECONDS)))

@@ -100,7 +100,7 @@ _LOOK_EVERY_SECONDS: Final = 0.2
 # The server keeps a result for as long as a client may stall, and this much longer.
 _STALL_MARGIN_SECONDS: Final = 5.0
 # Nobody waits for it, and a page of a large change, or a read model, may take a while.
-_FAN_OUT_SECONDS: Final = 30.0
+_FAN_OUT_SECONDS: Final = 60.0
 _FAN_OUT_CONNECTIONS: Final = 4
 # One slow answer is not an outage; these many in a row, with none in between, are.
 _DYNAMODB_TOLERANCE: Final = 3

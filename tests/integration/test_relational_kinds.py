@@ -234,6 +234,31 @@ def test_a_constraint_that_does_not_hold_is_named_and_nothing_is_written(
     assert rows(dsn) == []
 
 
+def test_the_check_option_of_a_view_is_a_constraint(
+    dsn: str, database: tuple[str, AuroraPool]
+) -> None:
+    _, pool = database
+    query(
+        dsn,
+        "CREATE VIEW public.large AS SELECT * FROM public.customer WHERE length(name) > 5"
+        " WITH CHECK OPTION",
+    )
+    try:
+        large = read_model(
+            "large",
+            "SELECT name FROM public.large WHERE tenant = :tenant AND id = :id",
+            save="INSERT INTO public.large VALUES (:tenant, :id, :data ->> 'name')",
+            delete="DELETE FROM public.large WHERE tenant = :tenant AND id = :id",
+        )
+        authority = AuroraAuthority(pool, by_kind(large))
+        key = EntityKey("acme", "large", "l-1")
+        with pytest.raises(ConstraintViolatedError):
+            write(authority, saved({"name": "Al"}, key=key))
+        write(authority, saved({"name": "Alexander"}, key=key))
+    finally:
+        query(dsn, "DROP VIEW public.large")
+
+
 def test_a_constraint_that_is_checked_at_the_commit_is_named_too(
     authority: AuroraAuthority,
 ) -> None:

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 from structlog.testing import capture_logs
 
+from duostore_server.config.sql_files import parse
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.errors import DeadlineExceededError, StoreOverloadedError
 from duostore_server.domain.read_models import Expansion, FanOutBacklog
+from duostore_server.storage.aurora.definitions import digest_of
 from duostore_server.storage.aurora.pool import AuroraPool
 from duostore_server.storage.aurora.source_changes import AuroraSourceChanges
 from duostore_server.storage.aurora.stale_rows import touching
 from duostore_server.storage.aurora.triggers import install
 from tests.support.authority_engines import migrated_pool, soon
-from tests.support.authority_faults import query
+from tests.support.authority_faults import query, wait_until_blocked
 from tests.support.fan_out import (
     CARD,
     MODELS,
@@ -36,7 +39,7 @@ from tests.support.fan_out import (
 from tests.support.read_models import by_kind, of_kind, of_table, read_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.read_models import ReadModel, SourceChange
@@ -71,6 +74,20 @@ def pool(database: tuple[str, AuroraPool], dsn: str) -> AuroraPool:
 @pytest.fixture
 def changes(pool: AuroraPool) -> AuroraSourceChanges:
     return AuroraSourceChanges(pool, MODELS)
+
+
+def configure(dsn: str, models: Mapping[str, ReadModel]) -> None:
+    """Have it that these were installed; the triggers stay as they are."""
+    query(dsn, "TRUNCATE duostore.read_model")
+    for model in models.values():
+        for source in model.sources:
+            query(
+                dsn,
+                "INSERT INTO duostore.read_model VALUES (%s, %s, %s, now())",
+                model.kind,
+                source.name,
+                digest_of(model, source),
+            )
 
 
 def team_of_25(dsn: str, pool: AuroraPool) -> None:
@@ -149,7 +166,7 @@ def test_a_large_change_is_expanded_a_page_at_a_time(
     assert stale(dsn) == MEMBERS[:5]
     # At once, by whomever, from there.
     (again,) = claimed(AuroraSourceChanges(pool, MODELS))
-    assert again == replace(change, begun=True)
+    assert again == replace(change, begun=True, alone=True)
     assert changes.expand(again, 10, soon()) == Expansion(10, done=False)
     assert changes.expand(change, 10, soon()) == Expansion(10, done=False)
     assert stale(dsn) == MEMBERS
@@ -230,8 +247,15 @@ def test_a_whole_change_touches_what_the_source_leads_to_and_what_is_there(
     query(dsn, "INSERT INTO public.owner VALUES ('cy', 'Cy', 1)")
     query(dsn, "TRUNCATE duostore.source_change")
     query(dsn, "INSERT INTO duostore.source_change (kind, source) VALUES ('card', 'kind:note')")
-    assert expand_all(changes, 1) == 3
+    # A note leads to what is a document too: that is found once.
+    note(pool, "n-3", "gone")
+    query(dsn, "DELETE FROM duostore.source_change WHERE image IS NOT NULL")
+    (change,) = claimed(changes)
+    assert changes.expand(change, 1, soon()) == Expansion(1, done=False)
+    assert stale(dsn) == ["al"]
+    assert changes.expand(change, 2, soon()) == Expansion(1, done=True)
     assert stale(dsn) == ["al", "gone"]
+    query(dsn, "DELETE FROM duostore.entity WHERE kind = 'note' AND id = 'n-3'")
     query(dsn, "TRUNCATE duostore.stale")
     query(dsn, "TRUNCATE public.owner")
     expand_all(changes)
@@ -256,6 +280,7 @@ def test_ids_that_no_document_can_have_are_left_out_and_told_of(dsn: str, pool: 
     WHERE :author = 'al'
     """
     models = by_kind(read_model("card", "SELECT 1 AS n", of_kind("note", ids, "author")))
+    configure(dsn, models)
     changes = AuroraSourceChanges(pool, models)
     note(pool, "n-1", "al")
     with capture_logs() as logs:
@@ -276,6 +301,7 @@ def test_a_change_whose_sql_fails_stays_and_holds_nobody_up(dsn: str, pool: Auro
             of_table("public.owner", "SELECT :id AS id", "id"),
         )
     )
+    configure(dsn, models)
     changes = AuroraSourceChanges(pool, models)
     for n, author in enumerate(("0", "not a number", "1")):
         note(pool, f"n-{n}", author)
@@ -307,9 +333,11 @@ def test_a_change_whose_sql_fails_stays_and_holds_nobody_up(dsn: str, pool: Auro
 
 def test_sql_that_takes_too_long_fails_like_any_other(dsn: str, pool: AuroraPool) -> None:
     slow = of_kind("note", "SELECT :author AS id FROM pg_sleep(10)", "author")
+    models = by_kind(read_model("card", "SELECT 1", slow))
+    configure(dsn, models)
     note(pool, "n-1", "al")
     with AuroraPool(dsn, statement_timeout=0.05) as hurried, capture_logs() as logs:
-        changes = AuroraSourceChanges(hurried, by_kind(read_model("card", "SELECT 1", slow)))
+        changes = AuroraSourceChanges(hurried, models)
         (change,) = claimed(changes)
         assert changes.expand(change, 10, soon()) == Expansion(0, done=False)
     assert [line["sqlstate"] for line in logs] == ["57014"]
@@ -401,9 +429,183 @@ def test_a_deadline_that_passed_stops_a_call_before_it_begins(
         for call in (
             lambda: changes.claim(1, deadline),  # noqa: B023 - called at once
             lambda: changes.expand(change, 1, deadline),  # noqa: B023 - called at once
+            lambda: changes.expand_together([change], 1, deadline),  # noqa: B023 - called at once
+            lambda: changes.waiting(1, deadline),  # noqa: B023 - called at once
             lambda: changes.backlog(deadline),  # noqa: B023 - called at once
         ):
             with pytest.raises(DeadlineExceededError):
                 call()
     assert claimed(changes) == [change]
     assert stale(dsn) == []
+
+
+# Of the same kind and source as CARD, and of another release.
+LATER = by_kind(replace(CARD, sql=parse("read_model.sql", "SELECT 1 AS n")))
+
+
+def test_what_another_release_installed_is_for_its_own_processes(
+    dsn: str, pool: AuroraPool, changes: AuroraSourceChanges
+) -> None:
+    note(pool, "n-1", "al")
+    earlier = claimed(changes)
+    configure(dsn, LATER)
+    elapse(dsn, 60)
+    assert claimed(changes) == []
+    assert changes.expand(earlier[0], 10, soon()) == Expansion(0, done=False)
+    assert changes.expand_together(earlier, 10, soon()) == Expansion(0, done=False)
+    assert stale(dsn) == []
+    assert changes.waiting(10, soon()) == 0
+    assert expand_all(AuroraSourceChanges(pool, LATER)) == 1
+    assert stale(dsn) == ["al"]
+
+
+def test_an_installation_under_way_is_not_overtaken(
+    dsn: str, pool: AuroraPool, changes: AuroraSourceChanges
+) -> None:
+    note(pool, "n-1", "al")
+    (change,) = claimed(changes)
+    with psycopg.connect(dsn) as installing:
+        installing.execute("UPDATE duostore.read_model SET digest = 'new'")
+        assert changes.expand(change, 10, soon()) == Expansion(0, done=False)
+        assert changes.expand_together([change], 10, soon()) == Expansion(0, done=False)
+        installing.rollback()
+    assert stale(dsn) == []
+    assert changes.expand(change, 10, soon()) == Expansion(1, done=True)
+
+
+def test_an_installation_waits_for_what_is_being_expanded(dsn: str, pool: AuroraPool) -> None:
+    team_of_25(dsn, pool)
+    changes = AuroraSourceChanges(pool, MODELS)
+    (change,) = claimed(changes)
+    with ThreadPoolExecutor(1) as threads:
+        with psycopg.connect(dsn) as other:
+            other.execute("LOCK TABLE duostore.stale IN SHARE MODE")
+            expanding = threads.submit(changes.expand, change, 100, soon())
+            wait_until_blocked(dsn)
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                query(
+                    dsn,
+                    "SELECT FROM duostore.read_model WHERE source = 'kind:team'"
+                    " FOR NO KEY UPDATE NOWAIT",
+                )
+            other.rollback()
+        assert expanding.result(10).done
+
+
+def test_small_changes_are_expanded_together(
+    dsn: str, pool: AuroraPool, changes: AuroraSourceChanges
+) -> None:
+    for n, author in enumerate(("al", "bo", "al")):
+        note(pool, f"n-{n}", author)
+    together = claimed(changes)
+    assert not any(change.alone for change in together)
+    found = len(together)
+    # What two find counts twice.
+    assert changes.expand_together(together, 2, soon()) is None
+    assert stale(dsn) == []
+    assert changes.expand_together(together, found, soon()) == Expansion(2, done=True)
+    assert stale(dsn) == ["al", "bo"]
+    assert changes.backlog(soon()).changes == 0
+    assert changes.expand_together(together, found, soon()) == Expansion(0, done=True)
+
+
+@pytest.mark.parametrize("source", ["kind:note", "table:public.owner"])
+def test_together_the_same_documents_are_found_as_alone(
+    dsn: str, pool: AuroraPool, source: str
+) -> None:
+    ids = (
+        "SELECT md5(coalesce(:name, 'none')) AS id, 'of-' || :tenant AS tenant"
+        " WHERE coalesce(:name, 'a') LIKE 'a%'"
+    )
+    of = (
+        of_kind("note", ids, "name")
+        if source == "kind:note"
+        else of_table("public.owner", ids, "name", "tenant")
+    )
+    models = by_kind(read_model("card", "SELECT 1 AS n", of))
+    configure(dsn, models)
+    changes = AuroraSourceChanges(pool, models)
+    images = [
+        {"tenant": tenant, "id": "n", "name": name}
+        for tenant in ("acme", "", None)
+        for name in ("ab", "b", "a'\"\\%", None)
+    ]
+
+    def change() -> Sequence[SourceChange]:
+        for image in [*images, {"id": "n"}]:
+            query(
+                dsn,
+                "INSERT INTO duostore.source_change (kind, source, image) VALUES ('card', %s, %s)",
+                source,
+                Jsonb(image),
+            )
+        return claimed(changes)
+
+    def found() -> list[tuple[object, ...]]:
+        return query(dsn, "SELECT tenant, entity_id FROM duostore.stale ORDER BY 1, 2")
+
+    for each in change():
+        changes.expand(each, 100, soon())
+    alone = found()
+    assert len(alone) == 6
+    query(dsn, "TRUNCATE duostore.stale")
+    assert changes.expand_together(change(), 100, soon()) == Expansion(6, done=True)
+    assert found() == alone
+
+
+def test_one_that_fails_leaves_all_of_its_group(dsn: str, pool: AuroraPool) -> None:
+    ids = "SELECT 1 / :author::integer AS id"
+    models = by_kind(read_model("card", "SELECT 1 AS n", of_kind("note", ids, "author")))
+    configure(dsn, models)
+    changes = AuroraSourceChanges(pool, models)
+    for author in ("1", "0"):
+        note(pool, f"n-{author}", author)
+    together = claimed(changes)
+    assert changes.expand_together(together, 10, soon()) is None
+    assert stale(dsn) == []
+    with capture_logs():
+        changes.expand(together[1], 10, soon())
+    elapse(dsn, 60)
+    assert [change.alone for change in claimed(changes)] == [False, True]
+
+
+def test_a_change_of_any_row_or_that_is_begun_is_no_part_of_a_group(
+    dsn: str, pool: AuroraPool, changes: AuroraSourceChanges
+) -> None:
+    team_of_25(dsn, pool)
+    query(dsn, "INSERT INTO duostore.source_change (kind, source) VALUES ('card', 'kind:note')")
+    large, whole = claimed(changes)
+    assert [large.alone, whole.alone] == [False, True]
+    changes.expand(large, 10, soon())
+    assert changes.expand_together([large], 100, soon()) == Expansion(0, done=True)
+    assert changes.expand_together([whole], 100, soon()) == Expansion(0, done=True)
+    assert changes.backlog(soon()).changes == 2
+
+
+def test_a_tenth_of_a_claim_is_for_what_failed(
+    dsn: str, pool: AuroraPool, changes: AuroraSourceChanges
+) -> None:
+    for n in range(30):
+        note(pool, f"n-{n}", "al")
+    query(dsn, "UPDATE duostore.source_change SET failures = 1 WHERE mod(id, 2) = 0")
+    assert [change.alone for change in claimed(changes, 10)] == [False] * 9 + [True]
+    # Room that is left is for more of them.
+    assert [change.alone for change in claimed(changes, 15)] == [False] * 6 + [True] * 9
+    assert [change.alone for change in claimed(changes, 15)] == [True] * 5
+
+
+def test_rows_of_others_and_what_failed_do_not_wait_here(
+    dsn: str, pool: AuroraPool, changes: AuroraSourceChanges
+) -> None:
+    assert pool
+    query(
+        dsn,
+        "INSERT INTO duostore.stale (tenant, kind, entity_id, failures)"
+        " SELECT 'acme', kind, id::text, failures FROM (VALUES"
+        " ('gone', 0, 30), ('card', 1, 30), ('card', 0, 2), ('team_card', 0, 3)"
+        ") AS v (kind, failures, number), generate_series(number, 2 * number - 1) AS id",
+    )
+    assert changes.waiting(100, soon()) == 5
+    assert changes.waiting(4, soon()) == 4
+    assert AuroraSourceChanges(pool, {}).waiting(100, soon()) == 0
+    assert changes.backlog(soon()).stale == 35

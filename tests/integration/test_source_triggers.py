@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -9,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from psycopg import sql
+from structlog.testing import capture_logs
 
 from duostore_server.domain.keys import EntityKey
 from duostore_server.domain.transactions import Change
 from duostore_server.storage.aurora.authority import AuroraAuthority
 from duostore_server.storage.aurora.migrate import MigrationError
+from duostore_server.storage.aurora.source_changes import AuroraSourceChanges
 from duostore_server.storage.aurora.triggers import install, missing
 from tests.support.authority_engines import migrated_pool, soon, write_of
-from tests.support.authority_faults import query
+from tests.support.authority_faults import query, wait_until_blocked
+from tests.support.fan_out import elapse, expand_all, stale
 from tests.support.read_models import by_kind, of_kind, of_table, read_model
 
 if TYPE_CHECKING:
@@ -235,11 +240,36 @@ def test_a_column_that_is_gone_stops_nobody_and_is_told_of(dsn: str) -> None:
         query(dsn, "TRUNCATE duostore.source_change")
         query(dsn, "ALTER TABLE public.lake DROP COLUMN depth")
         query(dsn, "INSERT INTO public.lake VALUES (1, 'fr')")
-        assert images(dsn) == [{"country": "fr", "depth": None}]
+        query(dsn, "UPDATE public.lake SET country = 'de'")
+        # Any row, and once for all of them.
+        assert images(dsn) == [None]
         (problem,) = missing(dsn, lakes)
         assert "which has no column depth" in problem
         with pytest.raises(MigrationError, match="has no column depth"):
             install(dsn, lakes)
+    finally:
+        query(dsn, "DROP TABLE public.lake")
+
+
+def test_what_is_written_while_a_column_is_away_is_found_once_it_is_back(
+    dsn: str, database: tuple[str, AuroraPool]
+) -> None:
+    _, pool = database
+    query(dsn, "CREATE TABLE public.lake (id bigint, country text)")
+    try:
+        ids = "SELECT 'acme' AS tenant, :country AS id WHERE :country IS NOT NULL"
+        lakes = by_kind(card(of_table("public.lake", ids, "country")))
+        install(dsn, lakes)
+        query(dsn, "TRUNCATE duostore.source_change")
+        query(dsn, "ALTER TABLE public.lake RENAME country TO land")
+        query(dsn, "INSERT INTO public.lake VALUES (1, 'fr')")
+        changes = AuroraSourceChanges(pool, lakes)
+        with capture_logs():
+            assert expand_all(changes) == 1
+        query(dsn, "ALTER TABLE public.lake RENAME land TO country")
+        elapse(dsn, 60)
+        expand_all(changes)
+        assert stale(dsn) == ["fr"]
     finally:
         query(dsn, "DROP TABLE public.lake")
 
@@ -433,3 +463,31 @@ def test_a_table_that_is_locked_for_long_is_told_of(dsn: str) -> None:
         with pytest.raises(MigrationError, match="other sessions keep a table locked"):
             install(dsn, by_kind(card(TOWNS)), lock_timeout=0.05)
     assert triggers(dsn) == []
+
+
+def test_who_waits_for_a_users_table_holds_up_no_save(
+    dsn: str, database: tuple[str, AuroraPool]
+) -> None:
+    _, pool = database
+    models = by_kind(card(of_kind("note", IDS, "country"), TOWNS))
+    paused, may_go_on = threading.Event(), threading.Event()
+
+    def pause(_: float) -> None:
+        paused.set()
+        assert may_go_on.wait(10)
+
+    with psycopg.connect(dsn) as other, ThreadPoolExecutor(1) as threads:
+        other.execute("INSERT INTO public.town VALUES (1, 'fr')")
+        installing = threads.submit(install, dsn, models, pause=pause)
+        try:
+            wait_until_blocked(dsn)
+            # Waiting, it has no lock of the entities yet, and afterwards none at all.
+            save(pool, "note", "meanwhile", {"country": "de"})
+            assert not paused.is_set()
+            assert paused.wait(10)
+            query(dsn, "UPDATE public.town SET size = 1")
+            other.rollback()
+        finally:
+            may_go_on.set()
+        assert len(installing.result(10)) == 2
+    assert len(triggers(dsn)) == 5

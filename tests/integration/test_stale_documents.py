@@ -38,6 +38,7 @@ from tests.support.fan_out import (
     begin,
     bring_up_to_date,
     card,
+    define,
     elapse,
     expand_all,
     found,
@@ -164,16 +165,17 @@ def test_documents_are_compared_as_json(
         model = replace(
             read_model("card", f"SELECT {value} AS v WHERE :id <> ''"), sources=CARD.sources
         )
+        define(dsn, by_kind(model))
         touch(pool, AL)
         (recomputed,) = recompute_all(AuroraStaleDocuments(pool, by_kind(model))).values()
         assert recomputed.outcome is expected
-    assert dsn
 
 
 def test_an_empty_document_is_a_document(dsn: str, pool: AuroraPool) -> None:
     model = replace(
         read_model("card", "SELECT FROM public.owner WHERE id = :id"), sources=CARD.sources
     )
+    define(dsn, by_kind(model))
     for n in range(2):
         touch(pool, AL)
         (recomputed,) = recompute_all(AuroraStaleDocuments(pool, by_kind(model))).values()
@@ -280,8 +282,8 @@ def test_a_touch_without_a_new_id_is_found(dsn: str, pool: AuroraPool) -> None:
 class ReadsBeforeItLocks(AuroraStaleDocuments):
     def _looked_at(self, stale: Sequence[StaleDocument]) -> Generator[Any, Any, Any]:
         found = yield [building(self._models[each.key.kind], each.key) for each in stale]
-        entities, _ = yield from super()._looked_at(stale)
-        return entities, found
+        seen = yield from super()._looked_at(stale)
+        return replace(seen, found=found)
 
 
 class PausedPool(AuroraPool):
@@ -434,6 +436,7 @@ def test_a_read_model_may_fail_in_many_ways(
     if "deeper" in why:
         sql = f"SELECT CASE WHEN :id = 'bo' THEN {expression} END AS v"
     models = by_kind(replace(read_model("card", sql), sources=CARD.sources))
+    define(dsn, models)
     touch(pool, AL, BO, CY)
     with AuroraPool(dsn, statement_timeout=0.2) as hurried, capture_logs() as logs:
         documents = AuroraStaleDocuments(hurried, models)
@@ -450,15 +453,154 @@ def test_a_read_model_may_fail_in_many_ways(
 
 def test_one_that_takes_all_the_time_leaves_some_to_the_others(dsn: str, pool: AuroraPool) -> None:
     sql = "SELECT CASE WHEN :id = 'al' THEN (SELECT 'x' FROM pg_sleep(10)) END AS v"
-    documents = AuroraStaleDocuments(
-        pool, by_kind(replace(read_model("card", sql), sources=CARD.sources))
-    )
+    models = by_kind(replace(read_model("card", sql), sources=CARD.sources))
+    define(dsn, models)
+    documents = AuroraStaleDocuments(pool, models)
     touch(pool, AL, BO)
     due = sorted(all_due(documents), key=lambda each: each.key.id)
     with capture_logs():
         recomputed = documents.recompute(due, Deadline.after(2))
     assert outcomes(recomputed) == [Outcome.FAILED, Outcome.CHANGED]
     assert query(dsn, "SELECT entity_id, failures FROM duostore.stale") == [("al", 1)]
+
+
+def test_a_release_leaves_to_the_next_one_what_that_has_to_recompute(
+    dsn: str, pool: AuroraPool
+) -> None:
+    """In a rolling deployment the workers of the release before are still there."""
+    bring_up_to_date(pool)
+    newer = by_kind(replace(CARD, sql=read_model("card", "SELECT 1 AS n WHERE :id <> ''").sql))
+    old, new = AuroraStaleDocuments(pool, MODELS), AuroraStaleDocuments(pool, newer)
+    touch(pool, AL, card("al", kind="team_card"))
+    claimed_before = sorted(all_due(old), key=lambda each: each.key.kind)
+    elapse(dsn, 60)
+    define(dsn, newer)
+    # What is not redefined goes on; what is, is left without a word.
+    recomputed = old.recompute(claimed_before, soon())
+    assert [(each.key.kind, each.outcome) for each in recomputed] == [("team_card", SAME)]
+    assert query(dsn, "SELECT kind, failures FROM duostore.stale") == [("card", 0)]
+    assert all_due(old) == []
+    assert found(pool, AL) == [al()]
+    assert outcomes(new.recompute(all_due(new), soon())) == [Outcome.CHANGED]
+    assert found(pool, AL) == [{"n": 1}]
+
+
+@pytest.mark.parametrize("change", ["another source", "a source less", "no kind"])
+def test_a_kind_of_other_sources_is_another_release_s(
+    dsn: str, pool: AuroraPool, change: str
+) -> None:
+    statement = {
+        "another source": "INSERT INTO duostore.read_model VALUES ('card', 'kind:x', '', now())",
+        "a source less": "DELETE FROM duostore.read_model WHERE source = 'kind:note'",
+        "no kind": "DELETE FROM duostore.read_model WHERE kind = 'card'",
+    }[change]
+    documents = AuroraStaleDocuments(pool, MODELS)
+    touch(pool, AL)
+    due = all_due(documents)
+    elapse(dsn, 60)
+    query(dsn, statement)
+    try:
+        assert all_due(documents) == []
+        assert documents.recompute(due, soon()) == []
+        assert stale(dsn) == ["al"]
+    finally:
+        query(dsn, "TRUNCATE duostore.read_model")
+
+
+def test_sql_that_a_migration_has_left_behind_does_not_fail(dsn: str, pool: AuroraPool) -> None:
+    gone = by_kind(replace(CARD, sql=read_model("card", "SELECT 1 AS n FROM gone").sql))
+    define(dsn, gone)
+    documents = AuroraStaleDocuments(pool, gone)
+    touch(pool, AL, BO)
+    due = all_due(documents)
+    define(dsn, MODELS)
+    assert documents.recompute(due, soon()) == []
+    assert query(dsn, "SELECT DISTINCT failures FROM duostore.stale") == [(0,)]
+
+
+def test_kinds_are_redefined_when_nothing_is_being_recomputed(dsn: str, pool: AuroraPool) -> None:
+    newer = by_kind(replace(CARD, sql=read_model("card", "SELECT 1 AS n WHERE :id <> ''").sql))
+    bring_up_to_date(pool)
+    query(dsn, "UPDATE public.owner SET name = 'Ali' WHERE id = 'al'")
+    touch(pool, AL)
+    with PausedPool(dsn) as paused, ThreadPoolExecutor(2) as threads:
+        documents = AuroraStaleDocuments(paused, MODELS)
+        recomputing = threads.submit(documents.recompute, all_due(documents), soon())
+        assert paused.stopped.wait(10)
+        installing = threads.submit(install, dsn, newer)
+        wait_until_blocked(dsn)
+        assert not installing.done()
+        paused.may_go_on.set()
+        assert outcomes(recomputing.result(10)) == [Outcome.CHANGED]
+        assert installing.result(10)
+    assert found(pool, AL) == [al(name="Ali")]
+
+
+def test_documents_that_are_slow_together_are_recomputed_alone(dsn: str) -> None:
+    sql = "SELECT (SELECT 'x' FROM pg_sleep(CASE :id WHEN 'al' THEN 10 ELSE 0.2 END)) AS v"
+    models = by_kind(replace(CARD, sql=read_model("card", sql).sql))
+    define(dsn, models)
+    # Each statement may take long, so that it is the client that gives up on the lot.
+    with AuroraPool(dsn, statement_timeout=30) as patient, capture_logs() as logs:
+        documents = AuroraStaleDocuments(patient, models)
+        touch(patient, *(card(str(n)) for n in range(6)))
+        recomputed = documents.recompute(all_due(documents), Deadline.after(2))
+        assert outcomes(recomputed)[:2] == [Outcome.CHANGED] * 2
+        touch(patient, AL)
+        assert outcomes(documents.recompute(all_due(documents), Deadline.after(1))) == [
+            Outcome.FAILED
+        ]
+    assert logs[-1]["event"] == "document cannot be recomputed"
+    assert query(dsn, "SELECT failures FROM duostore.stale WHERE entity_id = 'al'") == [(1,)]
+
+
+def test_what_another_host_recomputes_just_now_has_not_failed(dsn: str, pool: AuroraPool) -> None:
+    bring_up_to_date(pool)
+    query(dsn, "UPDATE public.owner SET name = 'Ali'")
+    touch(pool, AL, BO)
+    with PausedPool(dsn) as paused, AuroraPool(dsn, lock_timeout=0.05) as other:
+        documents = AuroraStaleDocuments(paused, MODELS)
+        due = sorted(all_due(documents), key=lambda each: each.key.id)
+        with ThreadPoolExecutor(1) as threads:
+            recomputing = threads.submit(documents.recompute, due[:1], soon())
+            assert paused.stopped.wait(10)
+            try:
+                second = AuroraStaleDocuments(other, MODELS).recompute(due, soon())
+                assert [each.key for each in second] == [BO]
+                assert query(dsn, "SELECT entity_id, failures FROM duostore.stale") == [("al", 0)]
+            finally:
+                paused.may_go_on.set()
+            assert outcomes(recomputing.result(10)) == [Outcome.CHANGED]
+    assert stale(dsn) == []
+
+
+def test_behind_a_pooler_documents_do_not_depend_on_what_the_session_was_told(
+    dsn: str, pool: AuroraPool
+) -> None:
+    sql = (
+        "SELECT ('2026-01-01T12:00:00Z'::timestamptz)::text AS time, '1 day'::interval::text AS d,"
+        " (0.1::float8 + 0.2)::text AS f, current_setting('lock_timeout') AS l,"
+        " current_setting('idle_in_transaction_session_timeout') AS i WHERE :id <> ''"
+    )
+    models = by_kind(replace(CARD, sql=read_model("card", sql).sql))
+    define(dsn, models)
+    touch(pool, AL, BO)
+    with AuroraPool(dsn, min_size=1, max_size=1, wait=5, pooler=True) as shared:
+        documents = AuroraStaleDocuments(shared, models)
+        due = all_due(documents)
+        documents.recompute(due[:1], soon())
+        for setting in (
+            "RESET ALL",
+            "SET timezone = 'Europe/Berlin'",
+            "SET datestyle = 'German'",
+            "SET intervalstyle = 'iso_8601'",
+            "SET extra_float_digits = -3",
+        ):
+            shared.execute(setting, (), soon())
+        documents.recompute(due[1:], soon())
+    one, other = found(pool, AL, BO)
+    assert one == other
+    assert (one["time"], one["l"], one["i"]) == ("2026-01-01 12:00:00+00", "1s", "5s")
 
 
 OWNER = read_model(
@@ -522,6 +664,62 @@ def test_a_save_that_is_under_way_is_waited_for_or_wins(
     recompute_all(documents)
     assert found(pool, key) == [{"name": "Newest", "teams": 1}]
     assert stale(dsn) == []
+
+
+class ReadsEntitiesLast(AuroraStaleDocuments):
+    def _looked_at(self, stale: Sequence[StaleDocument]) -> Generator[Any, Any, Any]:
+        first = yield from super()._looked_at(stale)
+        last = yield from super()._looked_at(stale)
+        return replace(last, found=first.found)
+
+
+def check_a_save_while_its_document_is_built(
+    dsn: str, pool: AuroraPool, make: type[AuroraStaleDocuments]
+) -> None:
+    """The read model waits in the middle; the Save does not wait for it, and is not undone."""
+    key = card("al", kind="owner")
+    save_owner(pool, "al", "Al")
+    query(dsn, "DELETE FROM duostore.stale")
+    slow = replace(
+        OWNER,
+        sql=read_model(
+            "owner",
+            "SELECT name, 0 AS teams, 1 AS n FROM public.owner,"
+            " pg_advisory_xact_lock_shared(77) WHERE id = :id",
+        ).sql,
+    )
+    define(dsn, by_kind(slow))
+    documents = make(pool, by_kind(slow))
+    touch(pool, key)
+    due = all_due(documents)
+    with ThreadPoolExecutor(1) as threads:
+        with psycopg.connect(dsn) as other:
+            other.execute("SELECT pg_advisory_xact_lock(77)")
+            recomputing = threads.submit(documents.recompute, due, soon())
+            wait_until_blocked(dsn)
+            with AuroraPool(dsn, lock_timeout=0.2) as hurried:
+                save_owner(hurried, "al", "Newest")
+            other.rollback()
+        assert recomputing.result(10) == []
+    assert query(dsn, "SELECT entity_id, failures FROM duostore.stale") == [("al", 0)]
+    assert found(pool, key) == [{"name": "Newest", "teams": 0}]
+    recompute_all(documents)
+    assert found(pool, key) == [{"name": "Newest", "teams": 0, "n": 1}]
+
+
+def test_a_save_does_not_wait_for_a_read_model_and_wins(
+    dsn: str, pool: AuroraPool, owners: dict[str, ReadModel]
+) -> None:
+    assert owners
+    check_a_save_while_its_document_is_built(dsn, pool, AuroraStaleDocuments)
+
+
+def test_a_recomputation_that_reads_the_version_last_is_found(
+    dsn: str, pool: AuroraPool, owners: dict[str, ReadModel]
+) -> None:
+    assert owners
+    with pytest.raises(AssertionError):
+        check_a_save_while_its_document_is_built(dsn, pool, ReadsEntitiesLast)
 
 
 def test_a_save_that_a_change_did_not_find_is_recomputed(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from duostore_server.domain.keys import EntityKey
 from duostore_server.domain.transactions import Change
 from duostore_server.storage.aurora.authority import AuroraAuthority
+from duostore_server.storage.aurora.definitions import digest_of
 from duostore_server.storage.aurora.source_changes import AuroraSourceChanges
 from duostore_server.storage.aurora.stale import AuroraStaleDocuments
 from duostore_server.storage.aurora.triggers import install
@@ -18,7 +19,12 @@ from tests.support.read_models import by_kind, of_kind, of_table, read_model
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from duostore_server.domain.read_models import Recomputed, SourceChange, StaleDocument
+    from duostore_server.domain.read_models import (
+        ReadModel,
+        Recomputed,
+        SourceChange,
+        StaleDocument,
+    )
     from duostore_server.storage.aurora.pool import AuroraPool
 
 TENANT = "acme"
@@ -59,6 +65,20 @@ def begin(dsn: str) -> None:
     empty(dsn)
     query(dsn, "TRUNCATE public.owner, public.membership")
     query(dsn, "TRUNCATE duostore.source_change, duostore.stale")
+
+
+def define(dsn: str, models: Mapping[str, ReadModel]) -> None:
+    """Have the database know read models as they are here, though no change of theirs is noted."""
+    for model in models.values():
+        for source in model.sources:
+            query(
+                dsn,
+                "INSERT INTO duostore.read_model VALUES (%s, %s, %s, now())"
+                " ON CONFLICT (kind, source) DO UPDATE SET digest = excluded.digest",
+                model.kind,
+                source.name,
+                digest_of(model, source),
+            )
 
 
 def note(pool: AuroraPool, id_: str, author: str | None, kind: str = "note") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from duostore_server.domain.errors import (
     DeadlineExceededError,
     Store,
     StoreOverloadedError,
+    StoreTimeoutError,
     StoreUnavailableError,
 )
 from duostore_server.domain.keys import EntityKey
@@ -42,6 +44,13 @@ def key(id_: int) -> EntityKey:
     return EntityKey("acme", "card", str(id_))
 
 
+class InSqlError(StoreOverloadedError):
+    """The SQL of a change fails, which is told of where it is expanded alone."""
+
+    def __init__(self) -> None:
+        super().__init__(Store.AURORA)
+
+
 class FakeFanOut:
     """``ports.SourceChanges`` and ``ports.StaleDocuments`` in memory; claims never run out.
 
@@ -61,9 +70,13 @@ class FakeFanOut:
         self.fails: Callable[[Any], object] = lambda _: None
         self.outcomes: dict[int, Outcome] = {}
         self.asked: list[str] = []
+        self.pages: list[int] = []
+        self.groups: list[list[int]] = []
 
-    def change(self, touches: range) -> SourceChange:
-        change = SourceChange(len(self.left) + 1, "card", "kind:proposal", begun=False)
+    def change(
+        self, touches: range, *, source: str = "kind:proposal", alone: bool = False
+    ) -> SourceChange:
+        change = SourceChange(len(self.left) + 1, "card", source, begun=False, alone=alone)
         self.left[change.id] = touches
         self.due.append(change)
         return change
@@ -89,6 +102,7 @@ class FakeFanOut:
         except BaseException:
             self.due.append(change)
             raise
+        self.pages.append(limit)
         page, left = self.left[change.id][:limit], self.left[change.id][limit:]
         self.stale += [StaleDocument(id_, key(id_)) for id_ in page]
         self.most_stale = max(self.most_stale, len(self.stale))
@@ -96,6 +110,28 @@ class FakeFanOut:
         if left:
             self.due.append(replace(change, begun=True))
         return Expansion(len(page), not left)
+
+    def expand_together(
+        self, changes: Sequence[SourceChange], limit: int, deadline: Deadline
+    ) -> Expansion | None:
+        assert len({change.source for change in changes}) == 1
+        assert not any(change.alone or change.begun for change in changes)
+        self.groups.append([change.id for change in changes])
+        try:
+            for change in changes:
+                self.fails(change)
+        except InSqlError:
+            return None
+        if sum(len(self.left[change.id]) for change in changes) > limit:
+            return None
+        fails, self.fails = self.fails, lambda _: None
+        touched = sum(self.expand(change, limit, deadline).touched for change in changes)
+        self.fails = fails
+        return Expansion(touched, done=True)
+
+    def waiting(self, limit: int, deadline: Deadline) -> int:
+        assert deadline.remaining() > 0
+        return min(limit, len(self.stale))
 
     def backlog(self, _: Deadline) -> FanOutBacklog:
         return FanOutBacklog(len(self.due), len(self.stale), 0, 0.0)
@@ -140,6 +176,7 @@ class Stack:
 
     def __init__(self, *, batch: int = BATCH, each: Any = map) -> None:
         self.fan_out = FakeFanOut()
+        self.now = 0.0
         self.asked = self.fan_out.asked
         self.propagated: list[Entity] = []
         self.completed: list[int] = []
@@ -147,7 +184,11 @@ class Stack:
         self.propagates = True
         self.completion_fails: Exception | None = None
         self.expander = Expander(
-            changes=self.fan_out, batch=batch, page=PAGE, most_stale=MOST_STALE
+            changes=self.fan_out,
+            batch=batch,
+            page=PAGE,
+            most_stale=MOST_STALE,
+            clock=lambda: self.now,
         )
         stack: Any = self
         self.recomputer = Recomputer(
@@ -269,7 +310,7 @@ def test_many_large_changes_together_find_no_more_than_one_would() -> None:
 def test_a_change_that_cannot_be_expanded_holds_up_no_other(error: Exception) -> None:
     stack = Stack()
     failing = stack.fan_out.change(range(3))
-    stack.fan_out.change(range(10, 12))
+    stack.fan_out.change(range(10, 12), source="table:public.owner")
     stack.fan_out.fails = raises_for([failing.id], error)
     with pytest.raises(IncompleteRoundError, match="1 of 2"):
         stack.expander.run_once()
@@ -369,3 +410,152 @@ def test_lots_may_be_recomputed_side_by_side() -> None:
         assert stack.recomputer.run_once() is True
     assert sorted(stack.completed) == [1000 + id_ for id_ in range(8 * LOT)]
     assert len(stack.fan_out.lots) == 8
+
+
+def test_fresh_changes_of_a_source_are_expanded_together_and_others_alone() -> None:
+    stack = Stack()
+    for id_ in range(3):
+        stack.fan_out.change(range(id_, id_ + 1))
+        stack.fan_out.change(range(10 + id_, 11 + id_), source="table:public.owner")
+    alone = stack.fan_out.change(range(20, 21), alone=True)
+    assert stack.expander.run_once() is True
+    assert stack.fan_out.groups == [[1, 3, 5], [2, 4, 6]]
+    assert stack.fan_out.due == []
+    assert [one.id for one in stack.fan_out.stale] == [0, 1, 2, 10, 11, 12, 20]
+    assert not stack.fan_out.left[alone.id]
+
+
+def test_a_group_of_too_many_documents_is_done_in_halves() -> None:
+    stack = Stack()
+    for id_ in range(3):
+        stack.fan_out.change(range(id_, id_ + 1))
+    stack.fan_out.change(range(10, 10 + 2 * PAGE))
+    stack.expander.run_once()
+    assert stack.fan_out.groups == [[1, 2, 3, 4], [1, 2], [3, 4]]
+    assert len(stack.fan_out.stale) == 3 + PAGE
+    assert [change.id for change in stack.fan_out.due] == [4]
+
+
+def test_one_that_fails_in_a_group_fails_alone() -> None:
+    stack = Stack()
+    for id_ in range(8):
+        stack.fan_out.change(range(id_, id_ + 1))
+    stack.fan_out.fails = raises_for([6], InSqlError())
+    with pytest.raises(IncompleteRoundError, match="1 of 8"):
+        stack.expander.run_once()
+    assert [change.id for change in stack.fan_out.due] == [6]
+    assert len(stack.fan_out.stale) == 7
+
+
+@pytest.mark.parametrize("error", FAILURES[:2], ids=repr)
+def test_a_group_is_not_tried_in_parts_where_the_store_fails(error: Exception) -> None:
+    stack = Stack()
+    for id_ in range(8):
+        stack.fan_out.change(range(id_, id_ + 1))
+    stack.fan_out.fails = raises_for([6], error)
+    with pytest.raises(IncompleteRoundError, match="8 of 8"):
+        stack.expander.run_once()
+    assert len(stack.fan_out.groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "pages"), [(1.0, [100, 200, 400, 800]), (0.1, [100, 100, 100, 100])]
+)
+def test_pages_of_a_change_grow_while_they_take_long(seconds: float, pages: list[int]) -> None:
+    stack = Stack()
+
+    def takes_long(_: object) -> None:
+        stack.now += seconds
+
+    stack.fan_out.fails = takes_long
+    stack.fan_out.change(range(10_000))
+    for _ in pages:
+        stack.expander.run_once()
+        stack.fan_out.stale.clear()
+    assert stack.fan_out.pages == pages
+
+
+def test_a_page_grows_to_a_bound_and_another_change_begins_small() -> None:
+    stack = Stack()
+
+    def takes_long(_: object) -> None:
+        stack.now += 1
+
+    stack.fan_out.fails = takes_long
+    large = stack.fan_out.change(range(100_000))
+    while stack.fan_out.left[large.id]:
+        stack.expander.run_once()
+        stack.fan_out.stale.clear()
+    assert max(stack.fan_out.pages) == 20_000
+    stack.fan_out.change(range(1))
+    stack.expander.run_once()
+    assert stack.fan_out.pages[-1] == PAGE
+
+
+def test_a_round_ends_when_its_claims_do() -> None:
+    stack = Stack()
+
+    def takes_long(_: object) -> None:
+        stack.now += 3
+
+    stack.fan_out.fails = takes_long
+    for id_ in range(5):
+        stack.fan_out.change(range(id_, id_ + 1), alone=True)
+    assert stack.expander.run_once() is True
+    assert len(stack.fan_out.stale) == 2
+    assert len(stack.fan_out.claimed) == 3
+
+
+def test_while_nothing_is_brought_on_one_lot_is_tried_a_round() -> None:
+    stack = Stack(batch=4 * LOT)
+    stack.make_stale(12 * LOT)
+    stack.propagates = False
+
+    def lots_of_a_round() -> int:
+        stack.fan_out.lots.clear()
+        with suppress(IncompleteRoundError):
+            stack.recomputer.run_once()
+        return len(stack.fan_out.lots)
+
+    assert [lots_of_a_round() for _ in range(3)] == [4, 1, 1]
+    # What tells nothing of it changes nothing.
+    stack.fan_out.outcomes = dict.fromkeys(range(12 * LOT), Outcome.UNCHANGED)
+    assert [lots_of_a_round() for _ in range(2)] == [1, 1]
+    stack.fan_out.outcomes = {}
+    stack.propagates = True
+    assert [lots_of_a_round() for _ in range(2)] == [1, 3]
+
+
+def test_where_aurora_fails_the_next_round_is_as_large_as_ever() -> None:
+    stack = Stack(batch=4 * LOT)
+    stack.make_stale(8 * LOT)
+    stack.fan_out.fails = raises_for([0], StoreUnavailableError(Store.AURORA))
+    with pytest.raises(IncompleteRoundError):
+        stack.recomputer.run_once()
+    stack.fan_out.fails = lambda _: None
+    stack.fan_out.lots.clear()
+    stack.recomputer.run_once()
+    assert len(stack.fan_out.lots) == 4
+
+
+@pytest.mark.parametrize("error", [StoreTimeoutError(Store.AURORA), DeadlineExceededError()])
+def test_a_group_that_takes_too_long_is_smaller_in_the_next_round(error: Exception) -> None:
+    stack = Stack(batch=8)
+
+    def takes_long(change: SourceChange) -> None:
+        # Each needs a second, and four have to be done by then.
+        stack.now += 1
+        if len(stack.fan_out.groups[-1]) > 2 and change.id in stack.fan_out.groups[-1][3:]:
+            raise error
+
+    stack.fan_out.fails = takes_long
+    for id_ in range(8):
+        stack.fan_out.change(range(id_, id_ + 1))
+    rounds = 0
+    while stack.fan_out.due:
+        rounds += 1
+        stack.expander.run_once()
+        stack.fan_out.claims_run_out()
+    assert [len(group) for group in stack.fan_out.groups[:3]] == [8, 4, 2]
+    assert len(stack.fan_out.stale) == 8
+    assert rounds < 10

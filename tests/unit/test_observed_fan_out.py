@@ -41,6 +41,15 @@ class SourceChanges:
         assert (change, limit) == (CHANGE, 7)
         return self.expansion
 
+    def expand_together(
+        self, changes: Sequence[SourceChange], limit: int, _: Deadline
+    ) -> Expansion | None:
+        assert (changes, limit) == ([CHANGE], 7)
+        return self.expansion if self.held else None
+
+    def waiting(self, limit: int, _: Deadline) -> int:
+        return limit
+
     def backlog(self, _: Deadline) -> FanOutBacklog:
         return BACKLOG
 
@@ -81,6 +90,12 @@ def test_changes_of_sources_are_measured(registry: CollectorRegistry) -> None:
     for expansion in (Expansion(1, done=False), Expansion(0, done=True), Expansion(0, done=False)):
         delegate.expansion = expansion
         assert observed.expand(CHANGE, 7, SOON) is expansion
+    for expansion in (Expansion(1, done=True), Expansion(0, done=True)):
+        delegate.expansion = expansion
+        assert observed.expand_together([CHANGE], 7, SOON) is expansion
+    delegate.held = []
+    assert observed.expand_together([CHANGE], 7, SOON) is None
+    assert observed.waiting(3, SOON) == 3
     assert observed.backlog(SOON) is BACKLOG
     assert counted(registry) == {
         ("source_change_claim", "ok"): 1,
@@ -88,6 +103,9 @@ def test_changes_of_sources_are_measured(registry: CollectorRegistry) -> None:
         ("source_change_expand", "ok"): 1,
         ("source_change_expand", "miss"): 1,
         ("source_change_expand", "error"): 1,
+        ("source_change_expand_together", "ok"): 1,
+        ("source_change_expand_together", "miss"): 2,
+        ("fan_out_waiting", "ok"): 1,
         ("fan_out_backlog", "ok"): 1,
     }
 

@@ -278,7 +278,7 @@ class Idempotency(Section):
 class FanOut(Section):
     """``[fan_out]``."""
 
-    batch: int = setting(100, "Documents that are found or recomputed in one transaction.", 1, 1000)
+    batch: int = setting(100, "Documents that are taken up to be recomputed at a time.", 1, 1000)
     poll: Duration = duration(
         "200ms", "How often it looks for changes when there were none.", "10ms", "10s"
     )

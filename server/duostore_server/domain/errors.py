@@ -165,10 +165,15 @@ class ConstraintViolatedError(RefusalError):
     reason = Reason.CONSTRAINT_VIOLATED
     details = ("constraint",)
 
-    def __init__(self, constraint: str) -> None:
+    def __init__(self, constraint: str, *, column: bool = False) -> None:
+        """``column``: what is named is a column that must not be NULL."""
         self.constraint = constraint
-        which = f"the constraint {constraint!r}" if constraint else "a constraint"
-        super().__init__(f"{which} of the database does not hold; nothing was written")
+        if column:
+            fault = f"the column {constraint!r} of the database must not be NULL"
+        else:
+            which = f"the constraint {constraint!r}" if constraint else "a constraint"
+            fault = f"{which} of the database does not hold"
+        super().__init__(f"{fault}; nothing was written")
 
 
 class IdempotencyKeyReusedError(DuostoreError):

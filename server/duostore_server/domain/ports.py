@@ -371,8 +371,10 @@ class SourceChanges(Protocol):
     ) -> Sequence[SourceChange]:
         """Take up to ``limit`` due changes of configured sources, oldest first, for a few seconds.
 
-        Only those that are not begun if ``fresh``. As ``Outbox.claim``: one that is not
-        expanded to its end falls due again by itself.
+        Only those that are not begun if ``fresh``. A tenth, and what else there is room for,
+        are changes that failed before; they come last. Those of a source are taken only
+        while what was last installed for it is what is configured here. As ``Outbox.claim``:
+        one that is not expanded to its end falls due again by itself.
         """
         ...
 
@@ -380,12 +382,31 @@ class SourceChanges(Protocol):
         """Make the next ``limit`` documents that a change touches stale, in one transaction.
 
         Goes on where the last page ended, whoever did that one, and is due again at once,
-        behind the others; after the last page the change is gone. Safe to repeat.
+        behind the others; after the last page the change is gone. A change of a source for
+        which something else was installed meanwhile is left alone. Safe to repeat.
+        """
+        ...
+
+    def expand_together(
+        self, changes: Sequence[SourceChange], limit: int, deadline: Deadline
+    ) -> Expansion | None:
+        """Expand changes of one source of a kind to their end, in one transaction.
+
+        None, and nothing is done, if they touch more than ``limit`` documents, each counted
+        once for each change, or the SQL fails for one of them. Leaves those out that others
+        expand or have begun. Otherwise as ``expand``.
+        """
+        ...
+
+    def waiting(self, limit: int, deadline: Deadline) -> int:
+        """Return how many documents wait to be recomputed here, ``limit`` if there are more.
+
+        Of configured kinds, and without those that failed when they were last tried.
         """
         ...
 
     def backlog(self, deadline: Deadline) -> FanOutBacklog:
-        """Return what is left to do, due or not, of stale documents too."""
+        """Return what is left to do, due or not, of stale documents and all kinds too."""
         ...
 
 
@@ -397,13 +418,14 @@ class StaleDocuments(Protocol):
         ...
 
     def recompute(self, stale: Sequence[StaleDocument], deadline: Deadline) -> Sequence[Recomputed]:
-        """Bring each document to what its read model answers now, in their order.
+        """Bring each document to what its read model answers now; return what came of each.
 
         Reads after the document's lock is held, so that of two at once the later one sees
         all that the other saw. A version is written, with its outbox row, only if the document
         has changed; a document that the read model does not answer is deleted. In the same
         transaction the stale row is removed, unless the document was touched again. Documents
-        that fail stay, and are due again after a while. Safe to repeat.
+        that fail stay, and are due again after a while. Of some nothing may be returned: they
+        are left as they are, for another holds them, or they are configured anew. Safe to repeat.
         """
         ...
 

@@ -71,13 +71,15 @@ class ReadModel:
 class SourceChange:
     """A change of a source that is not expanded yet, or not to its end.
 
-    ``begun``: some of the documents that it touches were found already.
+    ``begun``: some of the documents that it touches were found already. ``alone``: it is not
+    for ``SourceChanges.expand_together``, for it is begun, or has failed, or is of any row.
     """
 
     id: int
     kind: str
     source: str
     begun: bool
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

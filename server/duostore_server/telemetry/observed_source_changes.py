@@ -23,6 +23,8 @@ class ObservedSourceChanges:
         self._delegate = delegate
         self._claim = StoreCalls(metrics, Store.AURORA, "source_change_claim")
         self._expand = StoreCalls(metrics, Store.AURORA, "source_change_expand")
+        self._expand_together = StoreCalls(metrics, Store.AURORA, "source_change_expand_together")
+        self._waiting = StoreCalls(metrics, Store.AURORA, "fan_out_waiting")
         self._backlog = StoreCalls(metrics, Store.AURORA, "fan_out_backlog")
 
     def claim(
@@ -41,6 +43,20 @@ class ObservedSourceChanges:
                 # Not done either: its SQL failed, or answered nothing but what is no id.
                 call.outcome = "miss" if expansion.done else "error"
             return expansion
+
+    def expand_together(
+        self, changes: Sequence[SourceChange], limit: int, deadline: Deadline
+    ) -> Expansion | None:
+        with self._expand_together() as call:
+            expansion = self._delegate.expand_together(changes, limit, deadline)
+            if expansion is None or not expansion.touched:
+                # None: they are too many, or one fails; which, those calls tell that come after.
+                call.outcome = "miss"
+            return expansion
+
+    def waiting(self, limit: int, deadline: Deadline) -> int:
+        with self._waiting():
+            return self._delegate.waiting(limit, deadline)
 
     def backlog(self, deadline: Deadline) -> FanOutBacklog:
         with self._backlog():

@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 # so that it may hold a password that lives for minutes (an IAM token).
 Conninfo: TypeAlias = str | Callable[[], str]
 
+# Those of ``session_settings`` that what a transaction does, or how long it is, depends on.
+# ``statement_timeout`` each call chooses itself, and BEGIN says the isolation.
+OF_TRANSACTIONS: Final = (
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "timezone",
+    "datestyle",
+    "intervalstyle",
+    "extra_float_digits",
+)
+
 RV = TypeVar("RV")
 
 APPLICATION_NAME: Final = "duostore"

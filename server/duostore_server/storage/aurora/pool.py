@@ -12,6 +12,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from duostore_server.domain.errors import Store, StoreUnavailableError
 from duostore_server.storage.aurora.connection import (
+    OF_TRANSACTIONS,
     BoundedConnection,
     completed,
     milliseconds,
@@ -83,7 +84,8 @@ class AuroraPool:
 
     With ``pooler`` a transaction pooler may stand between: nothing is prepared, and the
     session's settings are not sent at its start but afterwards. A pooler may share or
-    forget them; set them for the database role as well. ``name`` is for the log.
+    forget them: transactions of several statements do not rely on them, for the others set
+    them for the database role as well. ``name`` is for the log.
     """
 
     def __init__(
@@ -106,10 +108,14 @@ class AuroraPool:
         self._any_server = any_server
         self._wait = wait
         self._statement_timeout = statement_timeout
-        self._trips = Trips(statement_timeout, shared=pooler)
         self._connect_timeout = connect_timeout
         self._pooler = pooler
         self._session = session_settings(statement_timeout, lock_timeout)
+        self._trips = Trips(
+            statement_timeout,
+            shared=pooler,
+            settings={name: self._session[name] for name in OF_TRANSACTIONS},
+        )
         self._renewal = threading.Lock()
         self._renew_after = 0.0
         self._pool = _Connections(

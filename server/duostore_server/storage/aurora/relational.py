@@ -53,6 +53,7 @@ WHERE tenant = %(tenant)s AND kind = %(kind)s AND id = %(id)s
 # What the user's own RAISE EXCEPTION has, where it says nothing else.
 _RAISED: Final = "P0001"
 _INTEGRITY_CLASS: Final = "23"
+_CHECK_OPTION: Final = "44000"
 _DATA_CLASS: Final = "22"
 _OURS: Final = "duostore"
 
@@ -146,7 +147,7 @@ class RowWrites:
         if (error.sqlstate or "").startswith(_DATA_CLASS):
             return self._invalid(
                 step.place,
-                f"has a value that the database does not take (SQLSTATE {error.sqlstate})",
+                f"has a value that the database does not take: {_refused(error)}",
             )
         return None
 
@@ -184,12 +185,21 @@ class RowWrites:
         return InvalidRequestError([FieldViolation(field, description)])
 
 
+def _refused(error: psycopg.Error) -> str:
+    """Return what PostgreSQL calls a state, and the state: not its words, which quote values."""
+    name = "".join(f" {c.lower()}" if c.isupper() else c for c in type(error).__name__).strip()
+    return f"{name} (SQLSTATE {error.sqlstate})"
+
+
 def violation_of(error: psycopg.Error) -> ConstraintViolatedError | None:
     """Return what an error says of a constraint of the user's; None if it says nothing of any."""
     state, said = error.sqlstate or "", error.diag
-    if said.schema_name == _OURS or not (state.startswith(_INTEGRITY_CLASS) or state == _RAISED):
+    is_one = state.startswith(_INTEGRITY_CLASS) or state in (_RAISED, _CHECK_OPTION)
+    if said.schema_name == _OURS or not is_one:
         return None
-    return ConstraintViolatedError(said.constraint_name or said.column_name or "")
+    if column := said.column_name if not said.constraint_name else None:
+        return ConstraintViolatedError(column, column=True)
+    return ConstraintViolatedError(said.constraint_name or "")
 
 
 def _data_of(mutation: Mutation) -> JsonObject | None:

@@ -12,7 +12,7 @@ from duostore_server.storage.aurora.sql_splice import as_text, quoted, spliced
 from duostore_server.storage.aurora.trips import Statement
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import LiteralString
 
     from duostore_server.domain.read_models import Source
@@ -43,6 +43,25 @@ _KEYS: Final = """
     ) AS duostore_keys
 """
 
+# Of many changes at once, which is for few documents: no more than these are looked for, in no
+# order. The name of the image is none that SQL of the configuration has.
+_TOGETHER: Final = """
+SELECT tenant, id
+FROM (
+    SELECT duostore_found.tenant, duostore_found.id
+    FROM (
+        SELECT image AS duostore_image
+        FROM duostore.source_change
+        WHERE id = ANY (%(changes:)s::bigint[])
+    ) AS duostore_change
+    CROSS JOIN LATERAL (
+{keys}
+    ) AS duostore_found
+    LIMIT %(limit:)s
+) AS found
+ORDER BY tenant COLLATE "C", id COLLATE "C"
+"""
+
 # All that the source leads to now, and whatever it led to before that has become a document.
 _OF_ALL: Final = """
     SELECT duostore_found.tenant, duostore_found.id
@@ -63,6 +82,7 @@ class Touched:
         self._kind = kind
         self._names = {place.name for place in source.ids.placeholders()}
         self._of_an_image = _of_an_image(source)
+        self._of_images = _of_images(source)
         self._of_all = _of_all(source)
 
     def page(
@@ -89,10 +109,27 @@ class Touched:
         tenant = {TENANT: image.get(TENANT) or ""}
         return Statement(self._of_an_image, {**params, **values, **tenant})
 
+    def together(self, changes: Sequence[int], limit: int) -> Statement:
+        """Return the statement that finds up to ``limit`` keys of changes that have images.
+
+        Its rows are as those of ``page``, one for each change that touches a document.
+        """
+        return Statement(self._of_images, {"changes:": list(changes), "limit:": Int8(limit)})
+
 
 def _of_an_image(source: Source) -> LiteralString:
     expressions = {place.name: f"%({place.name})s::text" for place in source.ids.placeholders()}
     return _PAGE.format(found=_keys(source, expressions, f"%({TENANT})s::text"))
+
+
+def _of_images(source: Source) -> LiteralString:
+    expressions = {
+        place.name: f"duostore_change.duostore_image ->> {as_text(place.name)}"
+        for place in source.ids.placeholders()
+    }
+    tenant = f"coalesce(duostore_change.duostore_image ->> {as_text(TENANT)}, '')"
+    expressions[TENANT] = tenant
+    return _TOGETHER.format(keys=_keys(source, expressions, tenant))
 
 
 def _of_all(source: Source) -> LiteralString:

@@ -5,8 +5,7 @@ A trigger has a name made of what it does, so that one of that name is the one t
 
 from __future__ import annotations
 
-import hashlib
-import json
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -14,18 +13,22 @@ import psycopg
 from psycopg import sql
 
 from duostore_server.storage.aurora.connection import milliseconds
+from duostore_server.storage.aurora.definitions import LOCK, digest, digest_of
 from duostore_server.storage.aurora.migrate import MigrationError, connected
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from duostore_server.domain.read_models import ReadModel, Source
     from duostore_server.storage.aurora.connection import BoundedConnection, Conninfo
 
 # All that change triggers of a database take this lock: the bytes of "triggers".
 _LOCK: Final = int.from_bytes(b"triggers", "big")
-# Whoever waits for a table's lock holds up all that come later and want the table.
+# Whoever waits for a table's lock holds up all that come later and want the table: it waits
+# briefly, gives up all locks, lets the others go on, and tries again.
 _LOCK_SECONDS: Final = 10.0
+_TRY_SECONDS: Final = 0.5
+_PAUSE_SECONDS: Final = 0.5
 _POLITE: Final = "SELECT set_config('lock_timeout', %s, true)"
 
 _ENTITY: Final = ("duostore", "entity")
@@ -130,27 +133,40 @@ def install(
     read_models: Mapping[str, ReadModel],
     *,
     lock_timeout: float = _LOCK_SECONDS,
+    pause: Callable[[float], None] = time.sleep,
 ) -> list[str]:
     """Have every change of the sources noted from now on; return what was done, a line each.
 
     In one transaction; does nothing, and takes no lock on a table, if all is as it should be.
     What is new or was changed, or was not watched for a while, is recomputed as a whole, in
-    the background. Raises as ``migrate``, and ``MigrationError`` if a table or column is not
-    there or the role may not have triggers on a table.
+    the background. Locks are tried for ``lock_timeout`` seconds, with a ``pause`` in between,
+    so that nobody who writes waits for long. Raises as ``migrate``, and ``MigrationError`` if a
+    table or column is not there or the role may not have triggers on a table.
     """
-    with connected(conninfo) as connection, connection.transaction():
-        try:
-            connection.execute(_POLITE, (str(milliseconds(lock_timeout)),))
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            wanted, problems = _wanted(connection, read_models)
-            if problems:
-                raise MigrationError("; ".join(problems))
-            return list(_changes(connection, wanted))
-        except psycopg.errors.LockNotAvailable as error:
-            raise MigrationError(
-                "triggers were not installed: other sessions keep a table locked; try again when "
-                "long transactions have ended"
-            ) from error
+    until = time.monotonic() + lock_timeout
+    with connected(conninfo) as connection:
+        while True:
+            try:
+                return _installed(connection, read_models, min(lock_timeout, _TRY_SECONDS))
+            except psycopg.errors.LockNotAvailable as error:
+                if time.monotonic() >= until:
+                    raise MigrationError(
+                        "triggers were not installed: other sessions keep a table locked; try "
+                        "again when long transactions have ended"
+                    ) from error
+            pause(_PAUSE_SECONDS)
+
+
+def _installed(
+    connection: BoundedConnection, read_models: Mapping[str, ReadModel], lock_timeout: float
+) -> list[str]:
+    with connection.transaction():
+        connection.execute(_POLITE, (str(milliseconds(lock_timeout)),))
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        wanted, problems = _wanted(connection, read_models)
+        if problems:
+            raise MigrationError("; ".join(problems))
+        return _changed(connection, wanted)
 
 
 def missing(conninfo: Conninfo, read_models: Mapping[str, ReadModel]) -> list[str]:
@@ -173,31 +189,60 @@ def missing(conninfo: Conninfo, read_models: Mapping[str, ReadModel]) -> list[st
     return [f"{problem}: run `duostore migrate`" for problem in problems]
 
 
-def _changes(connection: BoundedConnection, wanted: Sequence[_Wanted]) -> Iterator[str]:
+def _changed(connection: BoundedConnection, wanted: Sequence[_Wanted]) -> list[str]:
     found, digests = _found(connection), _digests(connection)
     kept = {place for each in wanted for place in each.triggers}
-    for old in found:
-        if old.place not in kept or not old.enabled:
-            _alter(connection, old.place, _drop(old.place))
+    alterations = [
+        (old.place, _drop(old.place)) for old in found if old.place not in kept or not old.enabled
+    ]
     there = {old.place for old in found if old.enabled}
+    absent = {
+        place: statement
+        for each in wanted
+        for place, statement in each.triggers.items()
+        if place not in there
+    }
+    renewed = [
+        each
+        for each in wanted
+        if digests.get(each.of) != each.digest or not absent.keys().isdisjoint(each.triggers)
+    ]
     watched = {old.of for old in found} | set(digests)
-    for each in wanted:
-        absent = [place for place in each.triggers if place not in there]
-        for place in absent:
-            _alter(connection, place, each.triggers[place])
-        if absent or digests.get(each.of) != each.digest:
-            connection.execute(_FORGET_CHANGES, each.of)
-            connection.execute(_NOTE_ALL, each.of)
-            connection.execute(_REMEMBER, (*each.of, each.digest))
-            how = "as configured now" if each.of in watched else "from now on"
-            yield f"{each.kind}: changes of {each.source} are noted {how}; all will be recomputed"
+    gone = sorted(watched - {each.of for each in wanted})
+    if not (alterations or renewed or gone):
+        return []
+    # Documents are recomputed as they are defined when that is committed.
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+    for place, statement in _in_order([*alterations, *absent.items()]):
+        _alter(connection, place, statement)
+    done = []
+    for each in renewed:
+        # The definition first, as who works off a change takes these locks.
+        connection.execute(_REMEMBER, (*each.of, each.digest))
+        connection.execute(_FORGET_CHANGES, each.of)
+        connection.execute(_NOTE_ALL, each.of)
+        how = "as configured now" if each.of in watched else "from now on"
+        done.append(
+            f"{each.kind}: changes of {each.source} are noted {how}; all will be recomputed"
+        )
     kinds = {each.kind for each in wanted}
-    for kind, source in sorted(watched - {each.of for each in wanted}):
-        connection.execute(_FORGET_CHANGES, (kind, source))
+    for kind, source in gone:
         connection.execute(_FORGET, (kind, source))
+        connection.execute(_FORGET_CHANGES, (kind, source))
         if kind not in kinds:
             connection.execute(_FORGET_STALE, (kind,))
-        yield f"{kind}: changes of {source} are no longer noted"
+        done.append(f"{kind}: changes of {source} are no longer noted")
+    return done
+
+
+def _in_order(
+    alterations: Iterable[tuple[_Place, sql.Composed]],
+) -> list[tuple[_Place, sql.Composed]]:
+    """Return them in the order of the locks that they take; those of a table stay as they are.
+
+    The entities come last: who waits for a user's table does not hold up every Save.
+    """
+    return sorted(alterations, key=lambda each: (each[0][:2] == _ENTITY, each[0][:2]))
 
 
 def _drop(place: _Place) -> sql.Composed:
@@ -253,7 +298,7 @@ def _tables(connection: BoundedConnection, source: Source) -> list[tuple[str, st
 
 def _wanted_of(model: ReadModel, source: Source, tables: Sequence[tuple[str, str]]) -> _Wanted:
     arguments = [model.kind, source.name, *source.fields]
-    name = f"duostore_{_digest(arguments)[:16]}"
+    name = f"duostore_{digest(arguments)[:16]}"
     templates = {"": _ON_ENTITY} if source.table is None else _ON_TABLE
     triggers: dict[_Place, sql.Composed] = {}
     for schema, table in tables:
@@ -265,9 +310,8 @@ def _wanted_of(model: ReadModel, source: Source, tables: Sequence[tuple[str, str
                 kind=sql.Literal(source.kind),
                 arguments=sql.SQL(", ").join(map(sql.Literal, arguments)),
             )
-    digest = _digest([model.sql.digest, source.ids.digest, *source.fields])
     own = frozenset(place for place in triggers if place[:2] == tables[0])
-    return _Wanted(model.kind, source.name, digest, triggers, own)
+    return _Wanted(model.kind, source.name, digest_of(model, source), triggers, own)
 
 
 def _found(connection: BoundedConnection) -> list[_Found]:
@@ -286,7 +330,3 @@ def _digests(connection: BoundedConnection) -> Mapping[tuple[str, str], str]:
         return {}
     rows = connection.execute(_FIND_DIGESTS).fetchall()
     return {(kind, source): digest for kind, source, digest in rows}
-
-
-def _digest(parts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 from duostore_server.storage.aurora.errors import DRIVER_ERRORS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import LiteralString
 
     import psycopg
@@ -32,6 +32,9 @@ _PATIENCE_SECONDS: Final = 0.25
 _LEAST_FIT: Final = 0.8
 _AIM: Final = 0.9
 
+_SET_LOCAL: Final = """
+SELECT count(set_config(name, value, true)) FROM unnest(%s::text[], %s::text[]) AS s (name, value)
+"""
 _SET_TIMEOUT: Final = "SELECT set_config('statement_timeout', %s, %s)"
 # In so many words, since a pooler may have forgotten what the session was told.
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
@@ -71,14 +74,18 @@ class StatementFailedError(Exception):
 class Trips:
     """Sends statements within the bounds of their call: its deadline, and ``timeout`` seconds.
 
-    ``shared``: settings end with their transaction, for the session may be another's next.
+    ``shared``: settings end with their transaction, for the session may be another's next,
+    and transactions of several statements begin with ``settings``, for it may have been.
     Leaves a connection ready for the next call, or closed, or with an error that says that
     it has to be.
     """
 
-    def __init__(self, timeout: float, *, shared: bool) -> None:
+    def __init__(
+        self, timeout: float, *, shared: bool, settings: Mapping[str, str] | None = None
+    ) -> None:
         self._timeout = timeout
         self._shared = shared
+        self._settings = settings or {}
 
     def one(
         self,
@@ -149,6 +156,9 @@ class Trips:
 
     def _begin(self, connection: BoundedConnection, chosen: int | None) -> None:
         connection.execute(_BEGIN, prepare=False)
+        if self._shared and self._settings:
+            names, values = list(self._settings), list(self._settings.values())
+            connection.execute(_SET_LOCAL, (names, values), prepare=False)
         if chosen is not None:
             self._choose(connection, chosen)
 

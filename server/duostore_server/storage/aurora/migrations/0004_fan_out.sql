@@ -20,9 +20,14 @@ WITH (
     autovacuum_analyze_threshold = 10000
 );
 
--- What fails again and again is looked at when nothing else is due.
-CREATE INDEX source_change_due_time ON duostore.source_change (due_time) WHERE failures = 0;
-CREATE INDEX source_change_failed_due_time ON duostore.source_change (due_time) WHERE failures > 0;
+-- Source by source, for rows of some may be another release's; what fails is looked at less.
+CREATE INDEX source_change_due_time ON duostore.source_change (kind, source, due_time)
+    WHERE failures = 0;
+CREATE INDEX source_change_failed_due_time ON duostore.source_change (kind, source, due_time)
+    WHERE failures > 0;
+-- Looked for by each statement that writes while a column is gone.
+CREATE INDEX source_change_any_row ON duostore.source_change (kind, source)
+    WHERE image IS NULL AND after_id IS NULL;
 
 COMMENT ON TABLE duostore.source_change IS
     'Changes of what documents are computed from, noted in the transaction that makes them, until '
@@ -140,17 +145,13 @@ AS $$
 DECLARE
     kind CONSTANT text := tg_argv[0];
     source CONSTANT text := tg_argv[1];
-    -- A column that is gone is NULL, rather than that nobody can write: `duostore serve` and
+    -- NULL if a column is gone, rather than that nobody can write: `duostore serve` and
     -- `duostore config check` tell of it.
     image CONSTANT text := (
-        SELECT format(
+        SELECT CASE WHEN coalesce(bool_and(attname IS NOT NULL), true) THEN format(
             'jsonb_build_object(%s)',
-            string_agg(
-                CASE WHEN attname IS NULL THEN format('%L, NULL::text', field)
-                ELSE format('%L, changed.%I::text', field, attname) END,
-                ', '
-            )
-        )
+            string_agg(format('%L, changed.%I::text', field, field), ', ')
+        ) END
         FROM unnest(tg_argv[2:]) AS field
         LEFT JOIN pg_attribute ON attrelid = tg_relid AND attname = field
             AND attnum > 0 AND NOT attisdropped
@@ -166,6 +167,16 @@ DECLARE
 BEGIN
     IF tg_op = 'TRUNCATE' THEN
         INSERT INTO duostore.source_change (kind, source) VALUES (kind, source);
+    ELSIF image IS NULL THEN
+        -- Any row, which cannot be worked off until the column is back. That takes a lock of the
+        -- table for which all wait that write now, so that one such row stands for all of them.
+        INSERT INTO duostore.source_change (kind, source)
+        SELECT tg_argv[0], tg_argv[1]
+        WHERE NOT EXISTS (
+            SELECT FROM duostore.source_change AS c
+            WHERE c.kind = tg_argv[0] AND c.source = tg_argv[1]
+                AND c.image IS NULL AND c.after_id IS NULL
+        );
     ELSE
         EXECUTE format(
             'INSERT INTO duostore.source_change (kind, source, image)'
