@@ -288,12 +288,43 @@ def test_it_tells_what_is_to_be_migrated_yet(
     config = made(tmp_path)
     code, out, err = config_check(config, dsn=migrated)
     assert (code, out) == (0, f"{config}: no problems; 5 SQL files prepared\n")
-    assert err.startswith("aurora: changes of kind:row are not noted for 'card': run `duostore")
+    assert err == "aurora: changes of kind:row are not noted for card: run `duostore migrate`\n"
 
     code, out, err = config_check(config, dsn=postgres.create_database())
-    assert (code, out) == (2, "")
+    # What is not there may be made by it: `check && migrate` goes on.
+    assert (code, out) == (
+        0,
+        f"{config}: no problems; of 5 SQL files not all could be judged yet\n",
+    )
     assert err.startswith("aurora: the schema lacks 0001_")
     assert f'{tmp_path / "query.sql"}:1: relation "duostore.entity" does not exist' in err
+
+    (tmp_path / "query.sql").write_text("SELECT FROM WHERE :above")
+    assert config_check(config, dsn=postgres.create_database())[0] == 2
+
+
+def test_sql_that_was_changed_is_a_note_and_fields_that_are_not_there_a_problem(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    config, dsn = made(tmp_path), postgres.create_database()
+    migrate(dsn)
+    install(dsn, read_models(load(config, {})))
+    (tmp_path / "card.sql").write_text("SELECT :id AS id")
+    code, out, err = config_check(config, dsn=dsn)
+    assert (code, out) == (0, f"{config}: no problems; 5 SQL files prepared\n")
+    assert err == "aurora: the SQL of card was changed: run `duostore migrate`\n"
+
+    with psycopg.connect(dsn) as connection:
+        connection.execute(TABLES)
+    source = "kind = 'row', fields = ['author']"
+    other = "table = 'public.invoice', fields = ['author', 'id']"
+    config.write_text(config.read_text().replace(source, other))
+    code, out, err = config_check(config, dsn=dsn)
+    assert (code, out) == (2, "")
+    assert err == (
+        "kinds.card.depends_on: table:public.invoice has no column author: its fields and its "
+        "table disagree\n"
+    )
 
 
 def test_a_database_that_cannot_be_reached_is_told_apart_from_problems(tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def test_a_query_is_asked_with_its_parameters(
         (["export", "q", "--timeout", "0"], "--timeout"),
         (["query", "q", "-p", "x=\udcff"], "not UTF-8"),
         (["export", "q\udcff"], "not UTF-8"),
+        (["export", "q", "-o", "x.xlsx"], "x.xlsx ends in none of .jsonl, .csv, .parquet"),
+        (["export", "q", "-o", ""], "--output is empty: name a file"),
     ],
 )
 def test_a_bad_command_line_is_refused(command: list[str], problem: str) -> None:
@@ -370,7 +372,7 @@ def test_a_file_that_cannot_be_is_told_before_anything_is_asked(
 ) -> None:
     for path, problem in (
         (tmp_path / "none" / "out.csv", "cannot be written: No such file or directory"),
-        (tmp_path, "is no regular file; - writes to standard output"),
+        (tmp_path, "is a folder: name a file in it"),
         ("/dev/null", "is no regular file; - writes to standard output"),
     ):
         ran = duostore("export", "q", "--output", str(path), "--target", served.address)

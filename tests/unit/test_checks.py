@@ -13,6 +13,7 @@ from duostore_server.domain.documents import compact_size
 from duostore_server.domain.errors import FieldViolation, InvalidRequestError
 from duostore_server.domain.keys import EntityKey
 from duostore_server.domain.policies import KindPolicy, Policies, ProjectionMode
+from duostore_server.domain.transactions import Save
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +48,17 @@ def refused(
 
 def test_a_document_is_returned_in_its_one_form() -> None:
     assert checks().document(NOTE, {"a": [1.0, -0.0, 0.5]}) == {"a": [1, 0, 0.5]}
+
+
+def test_a_snapshot_of_a_derived_kind_is_refused_as_its_save_is() -> None:
+    policy = KindPolicy(60, 10, ProjectionMode.INLINE, 1000, lambda _: (), derived=True)
+    by = Checks(Policies({"note": policy}))
+    with pytest.raises(InvalidRequestError) as snapshot:
+        by.snapshot(NOTE, {}, "")
+    with pytest.raises(InvalidRequestError) as save:
+        by.write(Save(NOTE, {}, None), "")
+    assert snapshot.value.violations == save.value.violations
+    assert "'note' is derived: " in snapshot.value.violations[0].description
 
 
 def test_the_size_is_that_of_the_normalized_document() -> None:

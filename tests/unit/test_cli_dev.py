@@ -7,13 +7,19 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from psycopg.conninfo import conninfo_to_dict
+
 from duostore_server.cli.dev import greeting, program
+from duostore_server.cli.source_notes import told, unfit
 from duostore_server.config import load
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
+
+
+DSN = "host='/tmp/socket' port='5433' user='postgres' dbname='postgres'"
 
 
 def _script(path: Path) -> str:
@@ -60,14 +66,14 @@ def test_a_module_is_called_as_one() -> None:
 def test_the_greeting_names_the_program_so(tmp_path: Path) -> None:
     config = tmp_path / "duostore.toml"
     config.write_text("[kinds.proposal]\n")
-    lines = greeting(load(config, {}), tmp_path / "data", ".venv/bin/duostore")
+    lines = greeting(load(config, {}), tmp_path / "data", ".venv/bin/duostore", DSN)
     assert "  .venv/bin/duostore get proposal 1 --target 127.0.0.1:50051" in lines
 
 
 def test_of_quotas_alone_the_greeting_tries_one(tmp_path: Path) -> None:
     config = tmp_path / "duostore.toml"
     config.write_text("[quotas.'api calls']\nlimit = 5\nwindow = '1m'\n")
-    lines = greeting(load(config, {}), tmp_path / "data", "duostore")
+    lines = greeting(load(config, {}), tmp_path / "data", "duostore", DSN)
     assert "  duostore quota 'api calls' alice --target 127.0.0.1:50051" in lines
     assert any("duostore.v1.DataAccess/Quota" in line for line in lines)
 
@@ -82,9 +88,71 @@ def test_of_what_nobody_saves_the_greeting_tries_a_query(tmp_path: Path) -> None
 
     def told(text: str) -> str:
         config.write_text(text)
-        return "\n".join(greeting(load(config, {}), tmp_path / "data", "duostore"))
+        return "\n".join(greeting(load(config, {}), tmp_path / "data", "duostore", DSN))
 
     assert "  duostore query 'the first' --target 127.0.0.1:50051" in told(card + query)
     assert "duostore.v1.DataAccess/Query" in told(query)
     assert "duostore.v1.DataAccess/Get" in told(card)
     assert "duostore get note 1 " in told(card + "[kinds.note]\n" + query)
+
+
+def test_the_greeting_tells_how_to_look_into_the_database(tmp_path: Path) -> None:
+    config = tmp_path / "duostore.toml"
+    config.write_text("[kinds.note]\n")
+    lines = greeting(load(config, {}), tmp_path / "data", "duostore", DSN)
+    (line,) = [line for line in lines if line.startswith("  psql ")]
+    program_, dsn = shlex.split(line)
+    assert (program_, conninfo_to_dict(dsn)) == ("psql", conninfo_to_dict(DSN))
+    spaced = greeting(
+        load(config, {}), tmp_path, "duostore", "host='/tmp/it''s a' port=1".replace("''", "\\'")
+    )
+    (line,) = [line for line in spaced if line.startswith("  psql ")]
+    assert conninfo_to_dict(shlex.split(line)[1])["host"] == "/tmp/it's a"
+
+
+def test_of_a_schema_the_greeting_saves_its_example_or_nothing(tmp_path: Path) -> None:
+    config = tmp_path / "duostore.toml"
+    config.write_text("[kinds.note]\nschema = 'note.json'\n")
+
+    def told(schema: str) -> str:
+        (tmp_path / "note.json").write_text(schema)
+        return "\n".join(greeting(load(config, {}), tmp_path / "data", "duostore", DSN))
+
+    assert '"data": {"a": 1}' in told('{"examples": [{"a": 1}, {"b": 2}]}')
+    without = told('{"required": ["a"]}')
+    assert "DataAccess/Save" not in without
+    assert "DataAccess/Get" in without
+
+
+def test_a_refusal_to_watch_tables_names_all_keys() -> None:
+    message = (
+        "'card' depends on table:public.a, which has no column b; "
+        "'a list' depends on table:public.c, which does not exist"
+    )
+    assert unfit(message) == [
+        "kinds.card.depends_on: table:public.a has no column b: its fields and its table disagree",
+        'kinds."a list".depends_on: table:public.c does not exist',
+    ]
+    assert unfit("triggers were not installed: other sessions; try again") == []
+
+
+def test_what_is_said_of_sources_is_one_line_for_a_kind() -> None:
+    run = ": run `duostore migrate`"
+    found = told(
+        [
+            f"'card' depends on table:public.a, which has no column b{run}",
+            f"the SQL of 'list' or of its kind:customer was changed{run}",
+            f"the SQL of 'list' or of its table:public.a was changed{run}",
+            f"changes of kind:customer are not noted for 'card'{run}",
+            f"changes of table:public.a are not noted for 'card'{run}",
+            f"the SQL of 'card' or of its table:public.c was changed{run}",
+            "something new",
+        ],
+        advice="restart",
+    )
+    assert found.problems == tuple(unfit("'card' depends on table:public.a, which has no column b"))
+    assert found.notes == (
+        "changes of kind:customer, table:public.a are not noted for card: restart",
+        "the SQL of list was changed: restart",
+        "something new: restart",
+    )

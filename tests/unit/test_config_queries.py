@@ -175,7 +175,7 @@ def test_all_that_is_said_of_a_query_reaches_the_use_cases(folder: Path) -> None
         ),
         (
             '{ since = { type = "integer[]", default = [1, "x"] } }',
-            "does not fit: it item 1 must be",
+            "does not fit: its item 2 must be",
         ),
         (
             '{ since = { type = "date", optional = true, default = 2020-01-01 } }',
@@ -227,6 +227,15 @@ def test_what_a_query_uses_must_be_declared_and_what_is_declared_used(folder: Pa
     ]
 
 
+def test_a_parameter_is_lower_case_in_sql_however_it_is_declared(folder: Path) -> None:
+    (folder / "some.sql").write_text("SELECT :minTotal")
+    text = NOTE + "[queries.q]\nsql = 'some.sql'\nparams = { minTotal = 'string' }\n"
+    hint = "write :mintotal: parameters are lower case in SQL"
+    assert listed(text, folder) == [
+        ("queries.q.sql", f"{folder / 'some.sql'}:1: :minTotal is no parameter; {hint}")
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -238,7 +247,10 @@ def test_what_a_query_uses_must_be_declared_and_what_is_declared_used(folder: Pa
             'begins with a byte order mark, which PostgreSQL does not know: "{path}"',
         ),
         (b"SELECT 1;\nSELECT 2", "{path}:2: a second statement begins, and only save_sql and del"),
-        (b"\n\nDELETE FROM note", "{path}:3: DELETE does not begin a SELECT"),
+        (
+            b"\n\nDELETE FROM note",
+            "{path}:3: a query may only read: begin with SELECT, WITH, VALUES or TABLE, not DELETE",
+        ),
         (b"SELECT\n'a", "{path}:2: here begins a string"),
         ("SELECT :é".encode(), "{path}:1: :é is no name of a parameter"),
     ],

@@ -256,10 +256,23 @@ def test_a_refused_item_is_named_by_its_place(type_: ParamType) -> None:
     }.get(type_, 5)
     for bad in (None, {"secret": 1}, [good]):
         (violation,) = refused({"p": [good, bad, good]}, Param("p", type_, is_list=True))
-        assert violation.field == "params.p"
-        assert violation.description.startswith("item 1 must be ")
+        assert violation.field == "params.p[1]"
+        assert violation.description.startswith("must be ")
         assert "secret" not in violation.description
     assert len(taken_list(type_, [good, good])) == 2
+
+
+@pytest.mark.parametrize("value", [2.0**63, -(2.0**64), 1e300, 2**63, str(2**63), "9" * 30])
+def test_what_no_64_bits_hold_is_told_so_however_it_is_written(value: Any) -> None:
+    (violation,) = refused({"p": value}, Param("p", ParamType.INTEGER))
+    assert violation.description == "is beyond the whole numbers of 64 bits"
+
+
+def test_a_fraction_is_told_that_it_is_none() -> None:
+    (violation,) = refused({"p": 2.5}, Param("p", ParamType.INTEGER))
+    assert violation.description == "must be a whole number"
+    (violation,) = refused({"p": 2.0**53}, Param("p", ParamType.INTEGER))
+    assert "send it as a string" in violation.description
 
 
 def taken_list(type_: ParamType, items: list[Any]) -> list[Any]:

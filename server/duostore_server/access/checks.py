@@ -117,12 +117,15 @@ class Checks:
             hint += " (to require that the entity does not exist, set if_absent)"
         expected = request.precondition
         version = expected.version if isinstance(expected, IfVersion) else 1
-        wrong = [*_version_violations(version, at, hint), *self._derived(request.key, at), *others]
+        derived = list(self._derived(request.key, f"{at}key.kind"))
+        wrong = [*_version_violations(version, at, hint), *derived, *others]
         if not isinstance(request, Save):
             refuse((*self._key(request.key, f"{at}key"), *wrong))
             return request
         if isinstance(request.content, FromSnapshot):
-            wrong += self._from_snapshot(request.key, request.content, at)
+            wrong += _sequence_violations(request.content, at)
+            # Of a derived kind that is all that there is to say.
+            wrong += () if derived else self._kept(request.key, f"{at}from_snapshot")
             refuse((*self._key(request.key, f"{at}key"), *wrong))
             return request
         document = self.document(
@@ -134,29 +137,23 @@ class Checks:
         )
         return replace(request, content=document)
 
-    def _from_snapshot(
-        self, key: EntityKey, content: FromSnapshot, at: str
-    ) -> Iterator[FieldViolation]:
-        field = f"{at}from_snapshot"
-        if content.sequence < 0:
-            yield FieldViolation(field, f"is {content.sequence}; it must be at least 0")
-        yield from self._kept(key, field)
-
     def _kept(self, key: EntityKey, field: str) -> Iterator[FieldViolation]:
-        """Yield a violation if the kind is configured and keeps no snapshots."""
+        """Yield a violation if the kind is configured and has no snapshots."""
         policy = self._policies.find(key)
-        if policy is not None and policy.home is not Home.AURORA:
+        if policy is not None and policy.derived:
+            yield from self._derived(key, field)
+        elif policy is not None and policy.home is not Home.AURORA:
             text = f"{key.kind!r} is at home in DynamoDB: such kinds have no snapshots"
             yield FieldViolation(field, text)
         elif policy is not None and policy.snapshots is None:
             yield FieldViolation(field, f"{key.kind!r} is configured to keep no snapshots")
 
-    def _derived(self, key: EntityKey, at: str) -> Iterator[FieldViolation]:
+    def _derived(self, key: EntityKey, field: str) -> Iterator[FieldViolation]:
         """Yield a violation if the kind is one that callers can only read."""
         policy = self._policies.find(key)
         if policy is not None and policy.derived:
             text = f"{key.kind!r} is derived: it is computed from what it depends on; save that"
-            yield FieldViolation(f"{at}key.kind", text)
+            yield FieldViolation(field, text)
 
     def _together(self, request: Request, tenant: str, at: str) -> Iterator[FieldViolation]:
         """Yield why a request cannot be part of a transaction of this tenant."""
@@ -200,6 +197,12 @@ def mutations_violation(count: int) -> FieldViolation | None:
 def _version_violations(version: int, at: str, hint: str) -> Iterator[FieldViolation]:
     if version < 1:
         yield FieldViolation(f"{at}if_version", f"is {version}; {hint}")
+
+
+def _sequence_violations(content: FromSnapshot, at: str) -> Iterator[FieldViolation]:
+    if content.sequence < 0:
+        text = f"is {content.sequence}; it must be at least 0"
+        yield FieldViolation(f"{at}from_snapshot", text)
 
 
 def _size_violation(document: JsonObject, policy: KindPolicy, field: str) -> FieldViolation | None:

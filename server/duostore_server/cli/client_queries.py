@@ -106,11 +106,13 @@ def export(
     params_json: ParamsJson = None,
     format_: Annotated[
         ExportFormat | None,
-        typer.Option("--format", help="How to write the rows; by FILE's ending, else jsonl."),
+        typer.Option(
+            "--format", help="How to write the rows; by FILE's ending, jsonl if it has none."
+        ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE|-", help="- is standard output.")
-    ] = Path("-"),
+        str, typer.Option("--output", "-o", metavar="FILE|-", help="- is standard output.")
+    ] = "-",
     tenant: Tenant = "",
     where: Target,
     timeout: Annotated[
@@ -136,8 +138,8 @@ def export(
     """
     from duostore_server.cli import remote_export
 
-    path = None if output == Path("-") else Path(utf8(str(output), "--output"))
-    format_ = format_ or _by_ending(output)
+    path = _file(output)
+    format_ = format_ or _by_ending(path)
     if format_ is ExportFormat.PARQUET and path is None and sys.stdout.isatty():
         raise typer.BadParameter("Parquet is not for a terminal: name a file with --output")
     raise typer.Exit(
@@ -151,11 +153,26 @@ def export(
     )
 
 
-def _by_ending(output: Path) -> ExportFormat:
-    try:
-        return ExportFormat(output.suffix.removeprefix("."))
-    except ValueError:
+def _file(output: str) -> Path | None:
+    """Return the file that shall be written; None is standard output."""
+    if output == "-":
+        return None
+    if not output:
+        raise typer.BadParameter("--output is empty: name a file, or - for standard output")
+    return Path(utf8(output, "--output"))
+
+
+def _by_ending(path: Path | None) -> ExportFormat:
+    ending = path.suffix.removeprefix(".") if path else ""
+    if not ending or (path and path.is_dir()):
         return ExportFormat.JSONL
+    try:
+        return ExportFormat(ending.lower())
+    except ValueError:
+        known = ", ".join(f".{each}" for each in ExportFormat)
+        raise typer.BadParameter(
+            f"{path} ends in none of {known}: say with --format how to write it"
+        ) from None
 
 
 def _question(

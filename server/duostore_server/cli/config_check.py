@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from duostore_server.cli.config_file import UNAVAILABLE, UNUSABLE, dsn_of_dev, fail
+from duostore_server.cli.source_notes import Sources, told
 from duostore_server.config import queries, read_models
 from duostore_server.domain.errors import StoreError
 from duostore_server.domain.queries import TENANT
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _OF_ENTITY: Final = {TENANT: "text", ID: "text"}
 _OF_CHANGE: Final = {**_OF_ENTITY, VERSION: "bigint", DATA: "jsonb"}
+_MIGRATE: Final = "run `duostore migrate`"
+_RESTART: Final = "restart `duostore dev`"
 _HOW: Final = (
     "to have a database prepare them, set DUOSTORE__AURORA__DSN or, while a `duostore dev` runs, "
     "give --data"
@@ -47,14 +50,30 @@ def run(config: Path, settings: Settings, data: Path | None) -> int:
         typer.echo(f"{config}: no problems; {named} not prepared: {_HOW}")
     else:
         found = _checked(dsn, wanted)
-        for note in _notes(dsn, settings):
+        advice = _MIGRATE if data is None else _RESTART
+        lacking, sources = _lacking(dsn, settings, advice)
+        # What a migration may yet make is no problem before it.
+        problems = [each for each in found if not (lacking and each.is_absent)]
+        for note in (*lacking, *sources.notes):
             typer.echo(f"aurora: {note}", err=True)
-        for problem in found:
-            typer.echo(str(problem), err=True)
-        if found:
+        for problem in sources.problems:
+            typer.echo(problem, err=True)
+        for each in found:
+            typer.echo(str(each), err=True)
+        if problems or sources.problems:
             return UNUSABLE
-        typer.echo(f"{config}: no problems; {named} prepared")
+        said = f"; of {named} not all could be judged yet" if found else f"; {named} prepared"
+        typer.echo(f"{config}: no problems{said}")
     return 0
+
+
+def problems_of_sql(dsn: str, settings: Settings) -> list[str]:
+    """Return what a migrated database does not like in the SQL of a configuration, a line each.
+
+    Raises ``MigrationError`` or ``StoreError`` if it cannot be asked.
+    """
+    wanted = list(_wanted(settings))
+    return [str(problem) for problem in check(dsn, wanted)] if wanted else []
 
 
 def _wanted(settings: Settings) -> Iterator[Checked]:
@@ -91,13 +110,16 @@ def _checked(dsn: str, wanted: list[Checked]) -> list[SqlProblem]:
         fail(f"{error} ({error.__cause__}); the SQL files were not prepared", UNAVAILABLE)
 
 
-def _notes(dsn: str, settings: Settings) -> Iterator[str]:
-    """Yield what `duostore migrate` has to do yet: without it SQL may name what is not there."""
+def _lacking(dsn: str, settings: Settings, advice: str) -> tuple[list[str], Sources]:
+    """Return a note if migrations are to be applied, without which SQL may name what is not there.
+
+    Else what is said of the sources, or why that is not known.
+    """
     try:
         lacking = pending(dsn, own=settings.aurora.own_migrations)
         if lacking:
-            yield f"the schema lacks {', '.join(lacking)}: run `duostore migrate`, and check again"
-        else:
-            yield from missing(dsn, read_models(settings))
+            text = f"the schema lacks {', '.join(lacking)}: {advice}, and check again"
+            return [text], Sources((), ())
+        return [], told(missing(dsn, read_models(settings)), advice=advice)
     except (MigrationError, StoreError) as error:
-        yield str(error)
+        return [str(error)], Sources((), ())

@@ -7,15 +7,32 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import typer
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rich.console import Console
 
 from duostore_server.cli.addresses import check_free
+from duostore_server.cli.config_check import problems_of_sql
+from duostore_server.cli.source_notes import unfit
+from duostore_server.domain.errors import StoreError
+from duostore_server.embedded.postgres_address import running_dsn
 from duostore_server.processes import run_dev
+from duostore_server.storage.aurora.migrate import MigrationError
 
 if TYPE_CHECKING:
     from duostore_server.config import Settings
+
+_STARTED_ALL_THE_SAME: Final = (
+    "It runs all the same. What is named here fails until it is mended: `duostore config check "
+    "--data {data}` looks again."
+)
+_OUT_OF_REACH: Final = (
+    "Its PostgreSQL has stopped with it. Make the table as configured by a file in the folder of "
+    "aurora.migrations, which is applied before; or take those depends_on out, start, and use the "
+    "psql command that is told then."
+)
 
 
 def run(settings: Settings, data: Path) -> None:
@@ -27,12 +44,31 @@ def run(settings: Settings, data: Path) -> None:
     with console.status("Starting PostgreSQL, DynamoDB and the cache…") as status:
 
         def ready() -> None:
+            dsn = running_dsn(data / "postgres")
+            wrong = _wrong_sql(dsn, settings, data)
             status.stop()
-            for line in greeting(settings, data, program(sys.argv[0])):
+            for line in wrong:
+                typer.echo(line, err=True)
+            for line in greeting(settings, data, program(sys.argv[0]), dsn):
                 console.print(line, markup=False)
 
-        run_dev(settings, data, ready)
+        try:
+            run_dev(settings, data, ready)
+        except MigrationError as error:
+            if problems := unfit(str(error)):
+                raise MigrationError("\n".join([*problems, _OUT_OF_REACH])) from error
+            raise
     console.print("Stopped.")
+
+
+def _wrong_sql(dsn: str, settings: Settings, data: Path) -> list[str]:
+    try:
+        problems = problems_of_sql(dsn, settings)
+    except (MigrationError, StoreError) as error:
+        return [f"the SQL files were not prepared: {error}"]
+    return (
+        [*problems, _STARTED_ALL_THE_SAME.format(data=shlex.quote(str(data)))] if problems else []
+    )
 
 
 def program(argument: str) -> str:
@@ -45,15 +81,17 @@ def program(argument: str) -> str:
     return path.name if is_on_the_path else shlex.quote(argument)
 
 
-def greeting(settings: Settings, data: Path, duostore: str) -> list[str]:
+def greeting(settings: Settings, data: Path, duostore: str, dsn: str) -> list[str]:
     """Return what a person reads once the deployment answers; its commands work as pasted.
 
-    ``duostore`` is what this program is called there.
+    ``duostore`` is what this program is called there, ``dsn`` how to reach its PostgreSQL; a
+    secret in that would be shown.
     """
     address = str(settings.server.address)
     lines = [
         f"Duostore answers on {address}.",
-        f"Kept between runs: PostgreSQL, in {data / 'postgres'}.",
+        f"Kept between runs: PostgreSQL, in {data / 'postgres'}. To look into it:",
+        f"  psql {shlex.quote(_plain(dsn))}",
         "Not kept: DynamoDB (emulated) and the cache. What is at home in PostgreSQL fills them",
         "again; snapshots, and kinds at home in DynamoDB, are gone when this ends.",
         "",
@@ -62,6 +100,11 @@ def greeting(settings: Settings, data: Path, duostore: str) -> list[str]:
     if settings.metrics.address is not None:
         lines += ["", f"Metrics: http://{settings.metrics.address}/metrics"]
     return [*lines, "Stop it with Ctrl-C."]
+
+
+def _plain(dsn: str) -> str:
+    """Return a connection string with quotes only where they are needed."""
+    return make_conninfo(**{name: str(value) for name, value in conninfo_to_dict(dsn).items()})
 
 
 def _to_try(settings: Settings, address: str, duostore: str) -> list[str]:
@@ -91,11 +134,12 @@ def _to_try(settings: Settings, address: str, duostore: str) -> list[str]:
 
 def _saving(settings: Settings, kind: str, address: str, duostore: str) -> list[str]:
     schema = settings.kinds[kind].document_schema
-    document = (schema.example if schema else None) or {"hello": "world"}
+    document = schema.example if schema else {"hello": "world"}
     key = {"kind": kind, "id": "1"}
+    save = f"  {_grpcurl(address, 'Save', {'key': key, 'data': document})}"
+    # Without an example nobody knows what the schema would take.
     return [
-        "Save something and read it back:",
-        f"  {_grpcurl(address, 'Save', {'key': key, 'data': document})}",
+        *(["Read something:"] if document is None else ["Save something and read it back:", save]),
         f"  {_grpcurl(address, 'Get', {'key': key})}",
         "or, without grpcurl:",
         f"  {duostore} get {shlex.quote(kind)} 1 --target {address}",

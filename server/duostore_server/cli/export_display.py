@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from duostore_server.cli.rows import counted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -57,7 +59,7 @@ class RunningDisplay:
         seconds = self._clock() - self._began
         rate = rows / seconds if seconds > 0 else 0.0
         self._progress.update(
-            self._task, rows=f"{rows:,} rows", size=decimal(size), pace=f"{rate:,.0f} rows/s"
+            self._task, rows=counted(rows), size=decimal(size), pace=f"{rate:,.0f} rows/s"
         )
 
 

@@ -164,7 +164,7 @@ def config_reference() -> None:
     """Explain every key, with its default and the environment variable that overrides it."""
     from duostore_server.config import render_reference
 
-    typer.echo(render_reference())
+    typer.echo(render_reference(), nl=False)
 
 
 @config_app.command("schema")

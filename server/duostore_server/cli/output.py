@@ -68,6 +68,8 @@ def opened(path: Path | None) -> Iterator[Output]:
             output.discard()
         return
     final = path.resolve()
+    if final.is_dir():
+        raise UnusableOutputError(f"{path} is a folder: name a file in it")
     if final.exists() and not final.is_file():
         # A device, or a pipe, must not be replaced.
         raise UnusableOutputError(f"{path} is no regular file; - writes to standard output")

@@ -20,7 +20,7 @@ from duostore_server.cli.one_call import complain, run
 from duostore_server.cli.output import UnusableOutputError, opened
 from duostore_server.cli.remote_queries import ADVICE
 from duostore_server.cli.row_writers import writer_of
-from duostore_server.cli.rows import UnfitRowsError, head_of, rows_of
+from duostore_server.cli.rows import UnfitRowsError, counted, head_of, rows_of
 from duostore_server.domain.errors import Reason
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ def export(
         complain(f"{path or 'standard output'} cannot be written: {error.strerror or error}")
         code = FAILED
     if code == 0 and path is not None:
-        typer.echo(f"{path}: {done.rows:,} rows, {decimal(done.size)}, as of {done.as_of}")
+        typer.echo(f"{path}: {counted(done.rows)}, {decimal(done.size)}, as of {done.as_of}")
     elif code and path is None and done.rows:
-        complain(f"What was written until then, {done.rows:,} rows, is not the whole result.")
+        complain(f"What was written until then, {counted(done.rows)}, is not the whole result.")
     return code
 
 

@@ -12,7 +12,7 @@ from duostore_server.cli.one_call import complain, print_json, run
 from duostore_server.cli.output import Output
 from duostore_server.cli.result_table import table
 from duostore_server.cli.row_writers import writer_of
-from duostore_server.cli.rows import UnfitRowsError, head_of, rows_of
+from duostore_server.cli.rows import UnfitRowsError, counted, head_of, rows_of
 from duostore_server.domain.errors import Reason
 
 if TYPE_CHECKING:
@@ -94,7 +94,6 @@ def _print(
     output.flush()
     output.discard()
     if format_ == "table":
-        count = f"{len(rows):,} {'row' if len(rows) == 1 else 'rows'}"
-        complain(f"{count}, as of {head.as_of}, from {store}")
+        complain(f"{counted(len(rows))}, as of {head.as_of}, from {store}")
     if next_page_token:
         complain(f"There are more: --all shows them, or --page-token {next_page_token} the next.")

@@ -25,6 +25,11 @@ class UnfitRowsError(Exception):
     """The rows cannot be told in the format that was asked for; the text says why."""
 
 
+def counted(rows: int) -> str:
+    """Return how many rows there are, as people say it."""
+    return f"{rows:,} {'row' if rows == 1 else 'rows'}"
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """What is known of a result before its rows; ``as_of`` is RFC 3339."""

@@ -13,7 +13,7 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from duostore_server.config.values import Form, Opaque
 from duostore_server.domain.queries import TENANT, Param, ParamType
-from duostore_server.domain.query_params import parse_value
+from duostore_server.domain.query_params import ItemError, parse_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,6 +69,11 @@ def _param(name: str, said: object) -> Param:
         raise ValueError("has both default and optional; one that has a default is optional")
     try:
         default = parse_value(type_, _as_json(said["default"]), is_list=is_list)
+    except ItemError as error:
+        # As everywhere in a configuration, the first is 1.
+        raise ValueError(
+            f"has a default that does not fit: its item {error.index + 1} {error.reason}"
+        ) from None
     except ValueError as error:
         raise ValueError(f"has a default that does not fit: it {error}") from None
     return Param(name, type_, is_list, required=False, default=default)

@@ -70,7 +70,7 @@ def kind_findings(settings: Settings) -> Iterator[Finding]:
 def _parameters(at: Key, query: Query) -> Iterator[Finding]:
     sql, params = (*at, "sql"), (*at, "params")
     yield from _untold(sql, query.sql, (*query.params, TENANT), declared_in=params)
-    used = {place.name for place in query.sql.placeholders()}
+    used = {place.name.lower() for place in query.sql.placeholders()}
     for name in query.params:
         if name not in used:
             yield Finding((params, sql), f"declares {name}, which {query.sql.path} does not use")
@@ -90,7 +90,9 @@ def _untold(
                 case Placeholder():
                     if part.name not in told:
                         hint = f"known here: {known}"
-                        if before.rfind("[") > before.rfind("]"):
+                        if part.name.lower() in told:
+                            hint = f"write :{part.name.lower()}: parameters are lower case in SQL"
+                        elif before.rfind("[") > before.rfind("]"):
                             hint = f"if it is a slice of an array, write a space: [1: {part.name}]"
                         elif declared_in:
                             hint = f"declare it in {dotted(declared_in)}; {hint}"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # among them would leave the entity and its rows apart. A procedure cannot be told :version, for
 # which a subquery stands; a function can.
 _READS: Final = frozenset({"SELECT", "WITH", "VALUES", "TABLE", "("})
+_ONLY_READS: Final = "a query may only read: begin with SELECT, WITH, VALUES or TABLE"
 _WRITES: Final = _READS | {"INSERT", "UPDATE", "DELETE", "MERGE"}
 
 PARAM_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -60,7 +61,7 @@ def one_select(file: SqlFile) -> SqlFile:
     first, *others = [_beginning(statement) for statement in file.statements]
     faults = []
     if first[1] not in _READS:
-        faults = [(first[0], f"{first[1]} does not begin a SELECT")]
+        faults = [(first[0], f"{_ONLY_READS}, not {first[1]}")]
     if others:
         line, _ = others[0]
         faults.append(

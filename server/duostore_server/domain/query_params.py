@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 MAX_LIST: Final = 10_000
 
 _TOO_LARGE: Final = "is a whole number of 2^53 or beyond; send it as a string"
+_BEYOND: Final = "is beyond the whole numbers of 64 bits"
 _INT64: Final = range(-(2**63), 2**63)
 _WHOLE: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
+_MORE_DIGITS: Final = re.compile(r"-?[1-9][0-9]{19,}", re.ASCII)
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,200}(\.[0-9]{1,200})?", re.ASCII)
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _TIMESTAMP: Final = re.compile(
@@ -37,6 +39,15 @@ _TIMESTAMP: Final = re.compile(
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}", re.ASCII)
 
 
+class ItemError(ValueError):
+    """An item of a list is not of its type: the one at ``index``, from 0, for a ``reason``."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        self.index = index
+        self.reason = reason
+        super().__init__(f"[{index}] {reason}")
+
+
 def accepted(
     query: Query, given: JsonObject
 ) -> tuple[Mapping[str, ParamValue], list[FieldViolation]]:
@@ -44,7 +55,8 @@ def accepted(
 
     Neither the case nor the order of names counts; null stands for what is not given. Equal
     values that are written differently come out as one: 5, 5.0 and "5" of an integer, a
-    timestamp in any zone. What is wrong or missing has no value.
+    timestamp in any zone. What is wrong or missing has no value. What is wrong comes in the
+    order in which it was given, then what is missing, in the order of its declaration.
     """
     values: dict[str, ParamValue] = {}
     wrong: list[FieldViolation] = []
@@ -60,6 +72,10 @@ def accepted(
         elif value is not None:
             try:
                 values[param.name] = parse_value(param.type, value, is_list=param.is_list)
+            except ItemError as error:
+                at = path_text("params", (name, error.index))
+                wrong.append(FieldViolation(at, error.reason))
+                values[param.name] = None
             except ValueError as error:
                 wrong.append(FieldViolation(field, str(error)))
                 values[param.name] = None
@@ -76,7 +92,8 @@ def accepted(
 def parse_value(type_: ParamType, value: Any, *, is_list: bool = False) -> ParamValue:  # noqa: ANN401 - any JSON value
     """Return a JSON value in the one form of its type.
 
-    Raises ``ValueError``, which says what is expected and never quotes the value.
+    Raises ``ValueError``, which says what is expected and never quotes the value; for an item
+    of a list it is an ``ItemError``.
     """
     if not is_list:
         return _PARSERS[type_](value)
@@ -98,7 +115,7 @@ def _items(parse: Callable[[Any], Scalar], values: list[Any]) -> Iterator[Scalar
         try:
             yield parse(value)
         except ValueError as error:
-            raise ValueError(f"item {index} {error}") from None
+            raise ItemError(index, str(error)) from None
 
 
 def _unknown(name: str, query: Query) -> str:
@@ -121,14 +138,18 @@ def _string(value: object) -> str:
 def _integer(value: object) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-        if abs(value) > MAX_WHOLE:
+        if abs(value) > MAX_WHOLE and value in _INT64:
             raise ValueError(_TOO_LARGE)
     elif isinstance(value, str) and _WHOLE.fullmatch(value):
         value = int(value)
+    elif isinstance(value, str) and _MORE_DIGITS.fullmatch(value):
+        raise ValueError(_BEYOND)
+    elif isinstance(value, float) and math.isfinite(value):
+        raise ValueError("must be a whole number")
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"must be {_SHAPES[ParamType.INTEGER]}")  # noqa: TRY004 - as all
     if value not in _INT64:
-        raise ValueError("is beyond the whole numbers of 64 bits")
+        raise ValueError(_BEYOND)
     return value
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from duostore_server.storage.aurora.sql_render import Prepared
 
 _CURSOR: Final = "DECLARE duostore_check NO SCROLL CURSOR FOR "
+# A schema, a table, a column, a function or operator, a type: undefined.
+_ABSENT: Final = frozenset({"3F000", "42P01", "42703", "42883", "42704"})
 _READ_ONLY: Final = "25006"
 # A lock that others hold for long must not stop the check for ever, nor a plan that is slow.
 _BOUNDS: Final = "SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '30s'"
@@ -54,6 +56,8 @@ class SqlProblem:
     path: str
     line: int
     message: str
+    is_absent: bool = False
+    """Whether it names what is not there, which a migration may make."""
 
     def __str__(self) -> str:
         """Return ``path:line: message``, as editors know it."""
@@ -141,7 +145,8 @@ def _failed(answer: PGresult | None) -> TypeGuard[PGresult]:
 def _told(path: str, ready: Prepared, answer: PGresult) -> SqlProblem:
     position = answer.error_field(DiagnosticField.STATEMENT_POSITION)
     line = ready.line_of(int(position) if position else 1)
-    return SqlProblem(path, line, _message(answer))
+    state = (answer.error_field(DiagnosticField.SQLSTATE) or b"").decode()
+    return SqlProblem(path, line, _message(answer), is_absent=state in _ABSENT)
 
 
 def _message(answer: PGresult) -> str:
