@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +54,19 @@ CREATE FUNCTION refuse() RETURNS int LANGUAGE plpgsql AS
 # A caller who went away is noticed within a second; a machine that runs tests may be busy.
 FREED = 1.0
 SLEEP = "SELECT pg_sleep(60)"
+# Says by how many KiB its memory grew at most, and the characters of the largest portion.
+READS = """
+import resource, sys
+from duostore_server.domain.deadline import Deadline
+from tests.support.named_queries import answer, call, querying
+
+with querying(sys.argv[1]) as queries:
+    answer(queries, "SELECT 1")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with queries.open(call(sys.argv[2]), Deadline.after(30)) as results:
+        largest = max(sum(len(text) for (text,) in each) for each in results.portions())
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, largest)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +185,44 @@ def test_rows_of_megabytes_go_one_by_one_and_small_ones_together_again(
     )
     sizes = [len(portion) for portion in found]
     assert sum(sizes) == 1000
-    # Those that came with the first large row were asked for before it was known.
-    assert sizes == [100, 200, 1, 2, 4, 8, 16, 32, 64, 128, 256, 189]
+    # The large ones are among 200 that were asked for together.
+    assert sizes == [100, 1, 1, 198, 1, 2, 4, 8, 16, 32, 64, 128, 256, 189]
     assert [len(text) for portion in found for (text,) in portion][100:102] == [large] * 2
+
+
+@pytest.mark.parametrize("narrow", [0, 3100])
+def test_no_more_than_a_portion_is_held_of_rows_that_turn_out_to_be_wide(
+    dsn: str, narrow: int
+) -> None:
+    """Measured by the memory of a process that reads 100 rows of 2 MB, asked for at once."""
+    sql = (
+        f"SELECT repeat('x', CASE WHEN n > {narrow} THEN 2000000 ELSE 1 END)"
+        f" FROM generate_series(1, {narrow} + 100) AS n"
+    )
+    grown, largest = subprocess.run(
+        [sys.executable, "-c", READS, dsn, sql], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert 2_000_000 <= int(largest) <= 2_000_000 + 256 * 1024
+    assert int(grown) < 64 * 1024
+
+
+def test_a_row_that_is_too_large_fails_the_query_and_not_the_process(dsn: str) -> None:
+    with querying(dsn, max_size=1) as queries:
+        ((before,),) = answer(queries, "SELECT pg_backend_pid()")
+        with pytest.raises(QueryFailedError) as raised:
+            answer(queries, f"SELECT repeat('x', {65 * 1024 * 1024})")
+        assert raised.value.metadata["sqlstate"] == "54000"
+        # The memory that it took is not kept with its connection.
+        assert answer(queries, "SELECT pg_backend_pid()") != [[before]]
+
+
+def test_a_result_that_is_left_amid_wide_rows_leaves_nothing_behind(dsn: str) -> None:
+    with querying(dsn, max_size=1) as queries:
+        sql = call("SELECT repeat('x', 2000000) FROM generate_series(1, 100)")
+        with queries.open(sql, soon()) as results:
+            assert len(next(results.portions())) == 1
+        assert answer(queries, "SELECT 1") == [[1]]
+        eventually(lambda: is_at_rest(dsn), within=5, what="the server has stopped")
 
 
 def test_a_result_is_of_one_moment(dsn: str, queries: AuroraQueries) -> None:
@@ -292,6 +342,20 @@ def test_the_timeout_is_of_each_portion_and_not_of_the_caller(queries: AuroraQue
     assert count == 400
 
 
+def test_but_of_the_caller_too_while_rows_that_turned_out_wide_are_held_up(
+    queries: AuroraQueries,
+) -> None:
+    asked = named("SELECT repeat('x', 2000000) FROM generate_series(1, 100)", timeout=0.3)
+    with queries.open(call(asked), soon()) as results:
+        found = results.portions()
+        next(found)
+        until = time.monotonic() + 0.4
+        eventually(lambda: time.monotonic() >= until, within=5, what="it is late")
+        with pytest.raises(QueryTimeoutError):
+            list(found)
+    assert answer(queries, "SELECT 1") == [[1]]
+
+
 def test_a_caller_whose_time_is_over_is_told_that_and_not_of_a_timeout(
     dsn: str, queries: AuroraQueries
 ) -> None:
@@ -370,6 +434,46 @@ def test_a_connection_that_was_cancelled_is_used_by_nobody_else(
         with pytest.raises(DeadlineExceededError):
             asking.result(5)
     assert answer(queries, "SELECT pg_backend_pid()") != [[before]]
+
+
+class CancelledTogether(BoundedConnection):
+    """A connection whose cancellation waits for that of all others."""
+
+    together: ClassVar[threading.Barrier]
+
+    def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        type(self).together.wait(5)
+        super().cancel_safe(timeout=timeout)
+
+
+def test_one_cancellation_does_not_wait_for_another(dsn: str) -> None:
+    count = 3
+    CancelledTogether.together = threading.Barrier(count)
+    pool = AuroraPool(dsn, min_size=0, max_size=count, wait=5)
+    pool._pool.connection_class = CancelledTogether
+    caller = Caller()
+    with pool, ThreadPoolExecutor(count) as threads:
+        queries = AuroraQueries(pool)
+        asking = [
+            threads.submit(answer, queries, SLEEP, None, caller.deadline()) for _ in range(count)
+        ]
+        eventually(
+            lambda: (
+                query(
+                    dsn,
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+                    " AND datname = current_database()",
+                )
+                == [(count,)]
+            ),
+            within=10,
+            what="all sleep",
+        )
+        caller.leave()
+        queries.cancel_abandoned()
+        for each in asking:
+            with pytest.raises(DeadlineExceededError):
+                each.result(5)
 
 
 class LateCancelled(BoundedConnection):

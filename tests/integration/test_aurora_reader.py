@@ -263,6 +263,36 @@ def test_a_caller_who_has_no_time_is_not_sent_on(pair: Pair) -> None:
         )
 
 
+def test_a_caller_in_a_hurry_says_nothing_of_the_reader(pair: Pair) -> None:
+    with pair.queries() as queries:
+        slow = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_sleep(9) END"
+        with pytest.raises(DeadlineExceededError):
+            answer(queries, slow, deadline=Deadline.after(0.3))
+        assert answer(queries, SEEN) == [[READER, 0]]
+
+
+def test_a_frozen_reader_is_left_alone_though_callers_have_little_time(pair: Pair) -> None:
+    with pair.queries() as queries:
+        assert answer(queries, SEEN) == [[READER, 0]]
+        pair.reader.pause()
+        try:
+            with pytest.raises(DeadlineExceededError):
+                answer(queries, SEEN, deadline=Deadline.after(0.4))
+            assert answer(queries, SEEN, deadline=Deadline.after(0.4)) == [[WRITER, 0]]
+        finally:
+            pair.reader.resume()
+
+
+def test_a_writer_that_fails_says_nothing_of_the_reader(pair: Pair) -> None:
+    with pair.queries() as queries:
+        # It is time to find out whether the reader is well again.
+        queries._backoff.failed()
+        pair.later()
+        with pytest.raises(DeadlineExceededError):
+            answer(queries, SEEN, deadline=Deadline.after(0))
+        assert answer(queries, SEEN) == [[READER, 0]]
+
+
 def test_without_the_writer_nobody_knows_what_has_to_be_seen(pair: Pair) -> None:
     with (
         AuroraPool(pair.reader_dsn, min_size=0, max_size=1, wait=5, any_server=True) as demoted,

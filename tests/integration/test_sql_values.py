@@ -12,7 +12,7 @@ from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.queries import Column
 from duostore_server.storage.aurora.pool import AuroraPool
 from duostore_server.storage.aurora.queries import AuroraQueries
-from duostore_server.storage.aurora.sql_values import documents_of
+from duostore_server.storage.aurora.sql_values import JsonRows, LearntTypes, documents_of
 from tests.support.named_queries import call, querying
 
 if TYPE_CHECKING:
@@ -244,3 +244,47 @@ def test_rows_as_documents(dsn: str) -> None:
             {"id": "glad", "none": False, "moods": ["glad"]},
         ]
         assert documents_of(connection.execute("SELECT 1 AS id WHERE false")) == []
+
+
+def test_types_are_asked_for_once_in_some_minutes(dsn: str) -> None:
+    now = 0.0
+    learnt = LearntTypes(lambda: now)
+    asked: list[object] = []
+    with psycopg.connect(dsn) as connection:
+
+        def look_up(sql: Any, params: Any) -> list[Any]:
+            asked.append(params)
+            return connection.execute(sql, params).fetchall()
+
+        def read(sql: bytes, database: bytes = b"one") -> tuple[list[Any], str]:
+            result = connection.execute(sql).pgresult
+            assert result is not None
+            rows = JsonRows(result, (b"host", b"5432", database), look_up, learnt)
+            return rows.of(result), rows.columns[0].type
+
+        for _ in range(2):
+            assert read(b"SELECT 'sad'::other.mood") == ([["sad"]], "other.mood")
+            assert len(asked) == 1
+        assert read(b"SELECT ARRAY[1.5]::price[]") == ([[["1.5"]]], "price[]")
+        assert len(asked) == 2
+        # Another database has other types by the same numbers.
+        read(b"SELECT 'sad'::other.mood", b"other")
+        assert len(asked) == 3
+
+        connection.execute("ALTER TYPE other.mood RENAME TO humour")
+        assert read(b"SELECT 'sad'::other.humour") == ([["sad"]], "other.mood")
+        now = 301.0
+        assert read(b"SELECT 'sad'::other.humour") == ([["sad"]], "other.humour")
+        assert len(asked) == 4
+        connection.rollback()
+
+
+def test_a_wide_row_may_be_of_a_type_that_is_not_known_yet(dsn: str) -> None:
+    with querying(dsn, max_size=2) as queries:
+        with psycopg.connect(dsn) as connection:
+            connection.execute("CREATE TYPE hue AS ENUM ('red')")
+        sql = call("SELECT 'red'::hue, repeat('x', 300000) FROM generate_series(1, 3)")
+        with queries.open(sql, Deadline.after(30)) as results:
+            rows = [row for portion in results.portions() for row in portion]
+            assert results.columns[0].type == "hue"
+        assert [row[0] for row in rows] == ["red"] * 3

@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+from psycopg.adapt import Transformer
 from psycopg.pq import TransactionStatus
 
 from duostore_server.domain.errors import (
@@ -15,20 +16,24 @@ from duostore_server.domain.errors import (
     QueryFailedError,
     QueryTimeoutError,
     Store,
+    StoreTimeoutError,
     StoreUnavailableError,
 )
 from duostore_server.domain.queries import TENANT
 from duostore_server.storage.aurora.connection import milliseconds
 from duostore_server.storage.aurora.errors import DRIVER_ERRORS, is_loss, translated
+from duostore_server.storage.aurora.row_stream import RowStream
 from duostore_server.storage.aurora.sql_render import bound, rendered, types_of
-from duostore_server.storage.aurora.sql_values import JsonRows
+from duostore_server.storage.aurora.sql_values import JsonRows, database_of
 from duostore_server.storage.aurora.visibility import SIGHT, Sight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
+    from typing import LiteralString
 
-    import psycopg
+    from psycopg.abc import Params
+    from psycopg.pq.abc import PGresult
     from psycopg.rows import TupleRow
 
     from duostore_server.domain.deadline import Deadline
@@ -37,13 +42,19 @@ if TYPE_CHECKING:
     from duostore_server.storage.aurora.connection import BoundedConnection
     from duostore_server.storage.aurora.errors import DriverError
     from duostore_server.storage.aurora.pool import AuroraPool
+    from duostore_server.storage.aurora.row_stream import Statement
 
 _FIRST_ROWS: Final = 100
 _MOST_ROWS: Final = 1000
 _PORTION_BYTES: Final = 256 * 1024
+# A row costs several times its bytes until it is read.
+_ROW_BYTES: Final = 64 * 1024 * 1024
+# Of program_limit_exceeded.
+_TOO_LARGE: Final = "54000"
 # By so much a server that is alive may be late in saying that a statement timed out.
 _PATIENCE_SECONDS: Final = 0.25
 _LOOK_SECONDS: Final = 0.5
+_SILENCE_SECONDS: Final = 0.25
 # The server's clock may go a little faster than ours.
 _NEARLY: Final = 0.99
 _END_SECONDS: Final = 0.5
@@ -89,7 +100,7 @@ class OpenQuery:
 
     columns: tuple[Column, ...] = ()
     as_of: datetime
-    _rows: JsonRows
+    _stream: RowStream
 
     def __init__(
         self, pool: AuroraPool, call: QueryCall, deadline: Deadline, *, stall: float
@@ -107,7 +118,13 @@ class OpenQuery:
         self._abandoned = False
         self._timeout_ms = 0
         self._first: Sequence[Row] = ()
-        self._next = _FIRST_ROWS
+        self._rows: JsonRows | None = None
+        # Whether rows are still to come of what was asked for.
+        self._is_under_way = False
+        self._asked = 0
+        self._next = 0
+        # When the statement began that is under way.
+        self._began = 0.0
 
     def take(self) -> None:
         """Take a connection of the pool. Raises as the ports say."""
@@ -125,39 +142,44 @@ class OpenQuery:
         self._timeout_ms = milliseconds(self._deadline.bound(query.timeout))
         settings = (str(self._timeout_ms), str(milliseconds(self._stall)))
         with self._trip() as connection:
-            with connection.in_one_trip():
-                connection.execute(_BEGIN, prepare=False)
-                looked = connection.execute(SIGHT, prepare=False)
-                if needed is not None:
-                    with self._hurrying(connection):
-                        sight = _sight(looked)
-                    if not sight.contains(needed):
-                        raise BehindError(may_pass=sight.may_come_to_contain(needed))
-                connection.execute(_SETTINGS, settings, prepare=False)
-                connection.execute(declare, values, prepare=False)
-                fetched = connection.execute(_FETCH % _FIRST_ROWS, prepare=False)
-            self.as_of = needed.time if needed else self._on_writer(looked).time
-            self._rows = JsonRows(fetched)
-            self.columns = self._rows.columns
-            self._first = self._read(fetched, _FIRST_ROWS)
+            look: list[Statement] = [(_BEGIN, None), (SIGHT, None)]
+            sight = None
+            if needed is not None:
+                sight = self._looked(connection, look)
+                if not sight.contains(needed):
+                    raise BehindError(may_pass=sight.may_come_to_contain(needed))
+                look = []
+            answers = self._fetch(
+                connection, _FIRST_ROWS, *look, (_SETTINGS, settings), (declare, values)
+            )
+            if sight is None:
+                sight = self._on_writer(_sight(connection, answers[1]))
+            self.as_of = needed.time if needed else sight.time
+            self._first = self._read(connection)
 
     def portions(self) -> Iterator[Sequence[Row]]:
         """Keep the promise of the port.
 
-        A portion has about 256 KiB, as far as the rows before it tell, and at most twice the
-        rows of the last one; never more than a thousand.
+        A portion ends with the row by which it has 256 KiB, and has at most a thousand. The
+        server is asked for at most twice the rows of the last time, and for about as many as
+        make a portion by the largest of those; where they turn out to be larger it is held up,
+        and what the caller takes until it has them all counts as time of the query.
         """
-        asked = _FIRST_ROWS
         portion, self._first = self._first, ()
-        while portion:
-            is_last = len(portion) < asked
-            yield portion
-            if is_last:
-                return
-            asked = self._next
+        while True:
+            # None is left where the last row that was asked for has filled the portion before.
+            if portion:
+                yield portion
             with self._trip() as connection:
-                fetched = connection.execute(_FETCH % asked, prepare=False)
-                portion = self._read(fetched, asked)
+                if not self._is_under_way:
+                    if self._stream.rows < self._asked:
+                        return
+                    self._fetch(connection, self._next)
+                portion = self._read(connection)
+
+    def is_unwanted(self) -> bool:
+        """Tell whether nobody waits for it any more."""
+        return self._deadline.is_abandoned()
 
     def abandon_if_unwanted(self) -> None:
         """End what runs on the server if nobody waits for it any more; from any thread.
@@ -222,25 +244,71 @@ class OpenQuery:
 
     @contextmanager
     def _hurrying(self, connection: BoundedConnection) -> Iterator[None]:
-        """Give up early within: there is another server, and time to ask it."""
+        """Give up early within: there is another server, and time to ask it.
+
+        A server that was silent for long is told from a caller who has little time.
+        """
         until = connection.give_up_at
-        connection.give_up_at = min(until or math.inf, time.monotonic() + _LOOK_SECONDS)
-        yield
+        began = time.monotonic()
+        connection.give_up_at = min(until or math.inf, began + _LOOK_SECONDS)
+        try:
+            yield
+        except DRIVER_ERRORS as error:
+            now = time.monotonic()
+            if now < connection.give_up_at or now < began + _SILENCE_SECONDS:
+                raise
+            self._drop()
+            self._pool.renew()
+            raise StoreTimeoutError(Store.AURORA) from error
         connection.give_up_at = until
 
-    def _on_writer(self, looked: psycopg.Cursor[TupleRow]) -> Sight:
+    def _looked(self, connection: BoundedConnection, statements: Sequence[Statement]) -> Sight:
+        """Return what a reader sees, which is not waited for as long as the caller would."""
+        with self._hurrying(connection):
+            stream = RowStream(connection)
+            stream.send(*statements)
+            (row,) = stream.take(_PORTION_BYTES)
+        return _sight(connection, row)
+
+    def _on_writer(self, sight: Sight) -> Sight:
         """Return what is seen, unless the connection leads to a writer that was demoted."""
-        sight = _sight(looked)
         if not sight.is_writer:
             self._drop()
             self._pool.renew()
             raise StoreUnavailableError(Store.AURORA)
         return sight
 
-    def _read(self, fetched: psycopg.Cursor[TupleRow], asked: int) -> Sequence[Row]:
-        fitting = _PORTION_BYTES // max(1, _largest_row(fetched))
-        self._next = max(1, min(fitting, 2 * asked, _MOST_ROWS))
-        return self._rows.of(fetched)
+    def _fetch(
+        self, connection: BoundedConnection, rows: int, *before: Statement
+    ) -> Sequence[PGresult]:
+        """Ask for rows, after other statements, whose answers are returned."""
+        self._asked = rows
+        self._stream = RowStream(connection)
+        return self._stream.send(*before, (_FETCH % rows, None))
+
+    def _read(self, connection: BoundedConnection) -> Sequence[Row]:
+        """Return a portion of what was asked for."""
+        stream = self._stream
+        taken = stream.take(_PORTION_BYTES)
+        self._is_under_way = not stream.is_done
+        if stream.largest > _ROW_BYTES:
+            # The driver keeps so much memory for as long as it keeps the connection.
+            self._drop()
+            raise QueryFailedError(self._call.query.name, _TOO_LARGE)
+        if stream.is_done:
+            fitting = _PORTION_BYTES // max(1, stream.largest)
+            self._next = max(1, min(fitting, 2 * self._asked, _MOST_ROWS))
+        if self._rows is None and stream.described is not None:
+            self._rows = JsonRows(stream.described, database_of(connection), self._look_up)
+            self.columns = self._rows.columns
+        return self._rows.of(*taken) if self._rows else ()
+
+    def _look_up(self, sql: LiteralString, params: Params) -> Sequence[TupleRow]:
+        connection = self._connection
+        if connection is None or self._is_under_way:
+            # Rows are still to come on our own.
+            return self._pool.execute(sql, params, self._deadline)
+        return connection.execute(sql, params, prepare=False).fetchall()
 
     @contextmanager
     def _trip(self) -> Iterator[BoundedConnection]:
@@ -250,14 +318,14 @@ class OpenQuery:
             if connection is None or self._abandoned:
                 raise DeadlineExceededError
             bound = self._deadline.bound(self._call.query.timeout)
-            began = time.monotonic()
-            connection.give_up_at = began + min(
-                bound + _PATIENCE_SECONDS, self._deadline.remaining()
-            )
+            now = time.monotonic()
+            if not self._is_under_way:
+                self._began = now
+            connection.give_up_at = now + min(bound + _PATIENCE_SECONDS, self._deadline.remaining())
             try:
                 yield connection
             except DRIVER_ERRORS as error:
-                failure = self._failure(error, connection, time.monotonic() - began)
+                failure = self._failure(error, connection, time.monotonic() - self._began)
                 if failure is None:
                     raise
                 raise failure from error
@@ -284,19 +352,8 @@ class OpenQuery:
         return None if state == _READ_ONLY else translated(error, gave_up=gave_up)
 
 
-def _sight(looked: psycopg.Cursor[TupleRow]) -> Sight:
-    (row,) = looked.fetchall()
+def _sight(connection: BoundedConnection, answer: PGresult) -> Sight:
+    transformer = Transformer.from_context(connection)
+    transformer.set_pgresult(answer)
+    (row,) = transformer.load_rows(0, answer.ntuples, tuple)
     return Sight.of(row)
-
-
-def _largest_row(fetched: psycopg.Cursor[TupleRow]) -> int:
-    """Return the bytes of the largest row of a result, as the server has sent it."""
-    result = fetched.pgresult
-    if result is None:
-        return 0
-    columns = range(result.nfields)
-    rows = range(result.ntuples)
-    return max(
-        (sum(len(result.get_value(row, column) or b"") for column in columns) for row in rows),
-        default=0,
-    )

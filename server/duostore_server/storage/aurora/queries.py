@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from duostore_server.domain.errors import DeadlineExceededError, StoreError, StoreTimeoutError
+from duostore_server.domain.errors import StoreError, StoreTimeoutError
 from duostore_server.storage.aurora.errors import DRIVER_ERRORS, is_contention, is_loss
 from duostore_server.storage.aurora.open_query import BehindError, OpenQuery
 from duostore_server.storage.aurora.visibility import SIGHT, Sight
@@ -25,6 +26,8 @@ _CATCH_UP_SECONDS: Final = 0.1
 _POLL_SECONDS: Final = 0.01
 # For so long a reader that failed, or lags too far behind, is not asked again.
 _PAUSE_SECONDS: Final = 1.0
+# So many are cancelled at the same time.
+_MOST_CANCELLED: Final = 32
 
 
 class AuroraQueries:
@@ -70,21 +73,27 @@ class AuroraQueries:
         """End what still runs for those who wait no more; one round. Returns False."""
         with self._lock:
             opened = list(self._open)
-        for each in opened:
-            each.abandon_if_unwanted()
+        unwanted = [each for each in opened if each.is_unwanted()]
+        if unwanted:
+            # Side by side: where the network is cut each takes its time.
+            with ThreadPoolExecutor(min(len(unwanted), _MOST_CANCELLED)) as threads:
+                list(threads.map(OpenQuery.abandon_if_unwanted, unwanted))
         return False
 
     def _begun(self, call: QueryCall, deadline: Deadline) -> OpenQuery:
         if self._reader is not None and self._backoff.admits():
-            needed = Sight.of(self._writer.ask_writer(SIGHT, (), deadline)[0])
+            try:
+                needed = self._seen_by_writer(deadline)
+            except BaseException:
+                # It says nothing of the reader, which is to be found out by the next.
+                self._backoff.succeeded()
+                raise
             try:
                 opened = self._attempt(self._reader, call, deadline, needed)
             except (StoreError, BehindError):
                 self._backoff.failed()
-            except DeadlineExceededError:
-                self._backoff.failed()
-                raise
             except BaseException:
+                # Above all a deadline: that of a caller in a hurry says nothing of the reader.
                 self._backoff.succeeded()
                 raise
             else:
@@ -96,6 +105,9 @@ class AuroraQueries:
             if not _is_worth_another_try(error):
                 raise
         return self._attempt(self._writer, call, deadline)
+
+    def _seen_by_writer(self, deadline: Deadline) -> Sight:
+        return Sight.of(self._writer.ask_writer(SIGHT, (), deadline)[0])
 
     def _attempt(
         self, pool: AuroraPool, call: QueryCall, deadline: Deadline, needed: Sight | None = None

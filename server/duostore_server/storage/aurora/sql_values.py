@@ -13,14 +13,20 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 from base64 import b64encode
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, LiteralString, TypeAlias
 
 from psycopg import postgres
+from psycopg.abc import Params
 from psycopg.adapt import AdaptersMap, Loader, Transformer
 from psycopg.pq import Format
+from psycopg.rows import TupleRow
 from psycopg.types import TypeInfo
 from psycopg.types.array import register_array
 from psycopg.types.bool import BoolLoader
@@ -31,14 +37,22 @@ from duostore_server.domain.documents import MAX_DEPTH, MAX_WHOLE
 from duostore_server.domain.queries import Column
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import psycopg
     from psycopg.abc import AdaptContext, Buffer
-    from psycopg.rows import TupleRow
+    from psycopg.pq.abc import PGresult
 
     from duostore_server.domain.documents import JsonObject
     from duostore_server.domain.queries import Row
+
+# Host, port and name.
+Database: TypeAlias = tuple[bytes, bytes, bytes]
+LookUp: TypeAlias = Callable[[LiteralString, Params], Sequence[TupleRow]]
+
+_LEARNT_SECONDS: Final = 300.0
+# Sets of types that results have had.
+_MOST_LEARNT: Final = 256
 
 # Stands for every type that has no loader.
 _ANY: Final = 0
@@ -147,39 +161,106 @@ _LOADERS: Final[Mapping[str, type[Loader]]] = {
 }
 
 
-class JsonRows:
-    """Reads the rows of results that have the columns of ``cursor``'s: a portion after another.
+@dataclass(frozen=True, slots=True)
+class Types:
+    """How values of types are read, and what the types are called, by OID. Not to be changed."""
 
-    Types that are of this database alone are looked up, on the connection of the cursor: one
-    round trip, if there are any.
+    adapters: AdaptersMap
+    names: Mapping[int, str]
+
+
+class LearntTypes:
+    """What databases told of types of their own; safe to use from many threads.
+
+    Types that are made anew have new OIDs, and are asked for. Of one that is renamed the old
+    name is told until ``_LEARNT_SECONDS`` have passed; and should an OID come to stand for
+    another type, as in a database that was restored, its values are read as the old one's.
     """
 
-    def __init__(self, cursor: psycopg.Cursor[Any]) -> None:
-        described = cursor.description or ()
-        adapters, names = _builtin_adapters(), _builtin_names()
-        if foreign := {each.type_code for each in described} - names.keys():
-            found = cursor.connection.execute(_FOREIGN, (list(foreign),), prepare=False)
-            adapters = AdaptersMap(adapters)
-            names = {**names, **_adapt(adapters, found.fetchall())}
-        self._transformer = Transformer(adapters)
-        self.columns = tuple(
-            Column(each.name, names.get(each.type_code, "unknown")) for each in described
-        )
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._learnt: dict[tuple[Database, frozenset[int]], tuple[float, Types]] = {}
 
-    def of(self, cursor: psycopg.Cursor[Any]) -> list[Row]:
-        """Return all rows of a cursor's result."""
-        result = cursor.pgresult
-        if result is None:
-            return []
-        self._transformer.set_pgresult(result)
-        return self._transformer.load_rows(0, result.ntuples, list)
+    def get(self, database: Database, oids: frozenset[int], look_up: LookUp) -> Types:
+        """Return these types of a database and all that every database has."""
+        now = self._clock()
+        until, types = self._learnt.get((database, oids), (now, None))
+        if types is None or now >= until:
+            adapters = AdaptersMap(_builtin_adapters())
+            named = _adapt(adapters, look_up(_FOREIGN, (list(oids),)))
+            types = Types(adapters, {**_builtin_names(), **named})
+            with self._lock:
+                # All at once: it is cheap to learn again, and rare that there are so many.
+                if len(self._learnt) >= _MOST_LEARNT:
+                    self._learnt.clear()
+                self._learnt[database, oids] = (now + _LEARNT_SECONDS, types)
+        return types
+
+
+class JsonRows:
+    """Reads the rows of results that have the columns of ``described``: a portion after another.
+
+    For types that are of this database alone a statement is given to ``look_up``, which returns
+    its rows, unless they are ``learnt`` already.
+    """
+
+    def __init__(
+        self,
+        described: PGresult,
+        database: Database,
+        look_up: LookUp,
+        learnt: LearntTypes | None = None,
+    ) -> None:
+        columns = [
+            ((described.fname(n) or b"").decode(), described.ftype(n))
+            for n in range(described.nfields)
+        ]
+        types = Types(_builtin_adapters(), _builtin_names())
+        if foreign := frozenset(oid for _, oid in columns).difference(types.names):
+            types = (learnt or _learnt()).get(database, foreign, look_up)
+        self.columns = tuple(Column(name, types.names.get(oid, "unknown")) for name, oid in columns)
+        self._transformer = Transformer(types.adapters)
+        self._transformer.set_pgresult(described)
+
+    def of(self, *results: PGresult) -> list[Row]:
+        """Return all rows of results."""
+        rows: list[Row] = []
+        for result in results:
+            # What reads the columns is known, and not looked up for each result.
+            self._transformer.set_pgresult(result, set_loaders=False)
+            rows += self._transformer.load_rows(0, result.ntuples, list)
+        return rows
+
+
+def database_of(connection: psycopg.Connection[Any]) -> Database:
+    """Return the database that a connection leads to, as ``JsonRows`` wants it."""
+    pgconn = connection.pgconn
+    return pgconn.host, pgconn.port, pgconn.db
 
 
 def documents_of(cursor: psycopg.Cursor[Any]) -> list[JsonObject]:
-    """Return the rows of a cursor's result as objects, whose fields are named as the columns."""
-    rows = JsonRows(cursor)
+    """Return the rows of a cursor's result as objects, whose fields are named as the columns.
+
+    One round trip more if types are of this database alone, and not learnt already.
+    """
+    result = cursor.pgresult
+    if result is None:
+        return []
+    connection = cursor.connection
+
+    def look_up(sql: LiteralString, params: Params) -> Sequence[TupleRow]:
+        return connection.execute(sql, params, prepare=False).fetchall()
+
+    rows = JsonRows(result, database_of(connection), look_up)
     names = [column.name for column in rows.columns]
-    return [dict(zip(names, row, strict=True)) for row in rows.of(cursor)]
+    return [dict(zip(names, row, strict=True)) for row in rows.of(result)]
+
+
+@cache
+def _learnt() -> LearntTypes:
+    """Return what this process has learnt."""
+    return LearntTypes()
 
 
 @cache
