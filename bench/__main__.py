@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from bench import hits, machine, quotas, reads, saves, snapshots
+from bench import hits, machine, queries, quotas, reads, saves, snapshots
 from bench.contest import Outcome
 from bench.deployment import deployed
+from bench.exports import exports
+from bench.fan_out import fan_out
 from bench.figures import BenchError
 from bench.report import Report
 from bench.store_calls import store_calls
@@ -34,6 +36,7 @@ _CONTESTS: Final = {
     "append": snapshots.append,
     "append-head": snapshots.append_head,
     "append-once": snapshots.append_once,
+    "queries": queries.queries,
     "quota": quotas.quota,
     "quota-cores": quotas.quota_cores,
     "quota-denied": quotas.quota_denied,
@@ -42,7 +45,9 @@ _CONTESTS: Final = {
 }
 _STORE_CALLS: Final = "store-calls"
 _UNUSED: Final = "quota-unused"
-_NAMES: Final = (*_CONTESTS, _STORE_CALLS, _UNUSED)
+_EXPORTS: Final = "exports"
+_FAN_OUT: Final = "fan-out"
+_NAMES: Final = (*_CONTESTS, _STORE_CALLS, _UNUSED, _EXPORTS, _FAN_OUT)
 # Of what is written into a file.
 _WIDTH: Final = 120
 # The cached entity of get-hit has to last for a round.
@@ -87,6 +92,12 @@ def _measured(names: Sequence[str], rounds: int, seconds: float) -> Report:
         if _UNUSED in names:
             status.update(_UNUSED)
             report.unused = unused(deployment)
+        if _EXPORTS in names:
+            status.update(_EXPORTS)
+            report.bulks.append(exports(deployment, rounds))
+        if _FAN_OUT in names:
+            status.update(_FAN_OUT)
+            report.bulks += fan_out(deployment, rounds)
         status.update("stopping the stores and the service")
     return report
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import boto3
@@ -25,7 +26,7 @@ from tests.support.servers import DynamoDBLocal, MemcachedServer, PostgresServer
 from tests.support.service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from types_boto3_dynamodb import DynamoDBClient
 
@@ -46,11 +47,45 @@ lease = 0
 limit = 1
 window = "30d"
 """
+# One query, with its result cached and without, and one that has any number of rows.
+CACHED: Final = "cached"
+UNCACHED: Final = "uncached"
+EXPORTED: Final = "exported"
+_QUERIES: Final = f"""
+[queries.{CACHED}]
+sql = "sums.sql"
+depends_on = ["{KIND}"]
+cache_ttl = "24h"
+timeout = "1m"
+[queries.{UNCACHED}]
+sql = "sums.sql"
+depends_on = ["{KIND}"]
+cache_ttl = "0s"
+timeout = "1m"
+[queries.{EXPORTED}]
+sql = "rows.sql"
+params = {{ rows = "integer" }}
+timeout = "1m"
+"""
+ROWS_SQL: Final = """
+SELECT n AS id, md5(n::text) AS digest, 'Proposal number ' || n AS title, n * 0.01 AS amount,
+    timestamptz '2026-01-01 00:00Z' + n * interval '1 s' AS create_time
+FROM (SELECT generate_series(1, :rows) AS n) AS numbers
+"""
+_SQL: Final = {
+    "rows.sql": ROWS_SQL,
+    "sums.sql": """
+        SELECT n % 10 AS digit, count(*) AS numbers, sum(n) AS total, max(md5(n::text)) AS most
+        FROM generate_series(1, 200000) AS numbers (n)
+        GROUP BY n % 10
+        ORDER BY digit
+    """,
+}
 # Entities that DynamoDB holds from the start and no Save has touched.
 SEEDED: Final = 10_000
 
 _PREFIX: Final = "bench_"
-_TABLES: Final = f"[kinds.{KIND}.snapshots]\n{QUOTAS}"
+_TABLES: Final = f"[kinds.{KIND}.snapshots]\n{QUOTAS}{_QUERIES}"
 _BODY_LETTERS: Final = 830
 # What the service itself, by default, would not compress.
 _PLAIN_BYTES: Final = 1024
@@ -80,7 +115,9 @@ class Deployment:
         return projection_table(_PREFIX)
 
     @contextmanager
-    def another_service(self, *, workers: int, tables: str) -> Iterator[Service]:
+    def another_service(
+        self, *, workers: int, tables: str, sql: Mapping[str, str] = MappingProxyType({})
+    ) -> Iterator[Service]:
         """Run a service over the same stores, with tables of its own in its configuration."""
         with (
             tempfile.TemporaryDirectory(prefix="duostore-bench-") as folder,
@@ -92,6 +129,7 @@ class Deployment:
                 node=self.memcached.address,
                 workers=workers,
                 kinds=f"[kinds.{KIND}]\n{tables}",
+                sql=sql,
             ) as service,
         ):
             yield service
@@ -131,6 +169,7 @@ def deployed() -> Iterator[Deployment]:
                 node=memcached.address,
                 workers=1,
                 kinds=_TABLES,
+                sql=_SQL,
             )
         )
         deployment = Deployment(service, memcached, dsn, dynamodb.endpoint_url)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from rich.console import Console
 
+    from bench.bulk import Bulk
     from bench.contest import Outcome
     from bench.figures import Spread
     from bench.unused import Unused
@@ -32,7 +33,7 @@ class Report:
     """The results of a run.
 
     ``store_calls`` are by RPC, then by store, operation and outcome; ``unused`` is what leases
-    leave of limits.
+    leave of limits; ``bulks`` are of exports and of the fan-out.
     """
 
     machine: Mapping[str, str]
@@ -40,6 +41,7 @@ class Report:
     outcomes: list[Outcome] = field(default_factory=list)
     store_calls: Mapping[str, Mapping[tuple[str, str, str], float]] = field(default_factory=dict)
     unused: list[Unused] = field(default_factory=list)
+    bulks: list[Bulk] = field(default_factory=list)
 
     def show(self, console: Console) -> None:
         """Print the tables, and what the numbers were measured on."""
@@ -49,11 +51,19 @@ class Report:
             console.print(f"warning: {warning}", style="yellow", highlight=False)
         if self.outcomes:
             console.print(_contests(self.outcomes))
-            console.print(_conditions(self.outcomes))
+            console.print(
+                _conditions(
+                    (each.contest.name, f"{each.contest.duostore.name}: {each.contest.condition}")
+                    for each in self.outcomes
+                )
+            )
         if self.store_calls:
             console.print(_calls(self.store_calls))
         if self.unused:
             console.print(_unused(self.unused))
+        if self.bulks:
+            console.print(_bulks(self.bulks))
+            console.print(_conditions((each.name, each.condition) for each in self.bulks))
 
     def plain(self) -> dict[str, Any]:
         """Return all of it, every round included, as JSON has it; times are seconds."""
@@ -89,6 +99,7 @@ class Report:
                 for rpc, made in self.store_calls.items()
             },
             "quota_unused": [asdict(each) for each in self.unused],
+            "bulks": [asdict(each) for each in self.bulks],
         }
 
 
@@ -114,11 +125,10 @@ def _contests(outcomes: list[Outcome]) -> Table:
     return table
 
 
-def _conditions(outcomes: list[Outcome]) -> Table:
+def _conditions(conditions: Iterable[tuple[str, str]]) -> Table:
     table = Table(box=None, show_header=False)
-    for outcome in outcomes:
-        contest = outcome.contest
-        table.add_row(contest.name, f"{contest.duostore.name}: {contest.condition}")
+    for row in conditions:
+        table.add_row(*row)
     return table
 
 
@@ -142,6 +152,22 @@ def _unused(measured: list[Unused]) -> Table:
             _spread(each.share, 100, ".1f"),
             f"{each.denied * 100:.1f}",
             f"{each.writes:.3f}",
+        )
+    return table
+
+
+def _bulks(bulks: list[Bulk]) -> Table:
+    table = Table(title="what is done in bulk; min / median / max of the rounds")
+    table.add_column("measurement : floor")
+    for title in ("Duostore, a second", "floor", "Duostore : floor", "growth, MiB"):
+        table.add_column(title, no_wrap=True, justify="right")
+    for bulk in bulks:
+        table.add_row(
+            f"{bulk.name} : {bulk.floor}",
+            f"{_spread(bulk.per_second, 1, ',.0f')} {bulk.unit}",
+            _spread(bulk.floor_per_second, 1, ",.0f"),
+            _spread(bulk.ratio, 1, ".2f"),
+            "" if bulk.growth is None else _spread(bulk.growth, 1 / 2**20, ".1f"),
         )
     return table
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.deployment import KIND, document, seeded_key
+from bench.deployment import CACHED, KIND, UNCACHED, document, seeded_key
 from bench.reads import BATCH_KEYS
 from duostore.v1 import data_access_pb2
 from tests.support.service import CALL_SECONDS, Caller, struct
@@ -24,7 +24,7 @@ Calls: TypeAlias = Counter[tuple[str, str, str]]
 _METRIC: Final = "duostore_store_calls_total"
 _TIMES: Final = 10
 # Done beside the requests, for many of them at a time.
-_BESIDE: Final = ("outbox_", "dirty_", "drafts_", "idempotency_purge", "put_records")
+_BESIDE: Final = ("outbox_", "dirty_", "drafts_", "idempotency_purge", "limits_", "put_records")
 
 
 def store_calls(deployment: Deployment) -> dict[str, dict[tuple[str, str, str], float]]:
@@ -58,6 +58,9 @@ def store_calls(deployment: Deployment) -> dict[str, dict[tuple[str, str, str], 
             ("Snapshot, with an idempotency key", _snapshot_once, new),
             ("GetSnapshot, ListSnapshots", _read_snapshots, new),
             ("Save, of a snapshot", _publish, new),
+            ("Query, not cached", _query, new),
+            ("Query, cached", _query, new),
+            ("Query, never cached", _query_uncached, new),
             (f"BatchGet of {BATCH_KEYS}, in DynamoDB", _batch_get, batches),
             (f"BatchGet of {BATCH_KEYS}, cached", _batch_get, batches),
         ):
@@ -107,6 +110,15 @@ def _read_snapshots(caller: Caller, ids: list[str]) -> None:
 def _publish(caller: Caller, ids: list[str]) -> None:
     request = data_access_pb2.SaveRequest(key=caller.key(ids[0]), from_snapshot=0)
     caller.stub.Save(request, timeout=CALL_SECONDS)
+
+
+def _query(caller: Caller, ids: list[str]) -> None:
+    # Each tenant has results of its own.
+    caller.query(CACHED, tenant=ids[0])
+
+
+def _query_uncached(caller: Caller, _ids: list[str]) -> None:
+    caller.query(UNCACHED)
 
 
 def _batch_get(caller: Caller, ids: list[str]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, LiteralString
 from urllib.parse import urlsplit
 
 import boto3
+import psycopg
 import pytest
 
 from tests.support.gate import Gate
@@ -17,7 +18,6 @@ from tests.support.service import Caller, Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from types_boto3_dynamodb import DynamoDBClient
 
@@ -75,24 +75,39 @@ class Breakable:
     gate: Gate
 
 
-@pytest.fixture(scope="module")
-def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Breakable]:
-    """A service of two workers whose stores may be stopped; leave them running."""
-    data: Path = tmp_path_factory.mktemp("dynamodb")
+@contextmanager
+def breaking(
+    folders: pytest.TempPathFactory, *, tables: LiteralString = "", **options: Any
+) -> Iterator[Breakable]:
+    """Run a service of two workers over stores of its own, in which ``tables`` are made first.
+
+    ``options`` are those of ``Service``.
+    """
     with ExitStack() as stack:
         postgres = stack.enter_context(running(PostgresServer()))
-        dynamodb = stack.enter_context(running(DynamoDBLocal(data_dir=data)))
+        dynamodb = stack.enter_context(running(DynamoDBLocal(data_dir=folders.mktemp("dynamodb"))))
         memcached = stack.enter_context(running(MemcachedServer()))
         port = urlsplit(dynamodb.endpoint_url).port
         assert port is not None
         gate = stack.enter_context(Gate(port))
+        dsn = postgres.create_database()
+        with psycopg.connect(dsn) as connection:
+            connection.execute(tables)
         service = stack.enter_context(
             Service(
-                tmp_path_factory.mktemp("breakable"),
-                dsn=postgres.create_database(),
+                folders.mktemp("breakable"),
+                dsn=dsn,
                 endpoint_url=f"http://127.0.0.1:{gate.port}",
                 prefix="breakable_",
                 node=memcached.address,
+                **options,
             )
         )
         yield Breakable(service, postgres, dynamodb, memcached, gate)
+
+
+@pytest.fixture(scope="module")
+def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Breakable]:
+    """A service of two workers whose stores may be stopped; leave them running."""
+    with breaking(tmp_path_factory) as made:
+        yield made

@@ -45,22 +45,6 @@ def aurora_reads(service: Service) -> float:
     return service.metric("duostore_store_calls_total", store="aurora", op="read")
 
 
-def workers_in_use(service: Service, channels: int) -> int:
-    """Return how many workers hold connections of ours, once there are so many of them."""
-
-    def held() -> list[int]:
-        return [
-            sum(
-                c.status == psutil.CONN_ESTABLISHED and c.laddr.port == service.port
-                for c in worker.net_connections("tcp")
-            )
-            for worker in service.workers()
-        ]
-
-    eventually(lambda: sum(held()) >= channels, within=20, what="all channels are connected")
-    return sum(count > 0 for count in held())
-
-
 def test_500_readers_of_one_cold_key_read_aurora_once(
     service: Service, memcached: MemcachedServer, dynamodb_client: DynamoDBClient, caller: Caller
 ) -> None:
@@ -76,7 +60,7 @@ def test_500_readers_of_one_cold_key_read_aurora_once(
         channels = [stack.enter_context(service.channel()) for _ in range(CHANNELS)]
         for channel in channels:
             grpc.channel_ready_future(channel).result(CALL_SECONDS)
-        assert workers_in_use(service, CHANNELS) == 2
+        assert service.workers_in_use(CHANNELS) == 2
         stubs = [Caller(channel).stub for channel in channels]
         request = data_access_pb2.GetRequest(key=caller.key(entity))
         calls = [

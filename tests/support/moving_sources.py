@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     # Kind, id and document, None to delete it.
     Mutation: TypeAlias = "tuple[str, str, dict[str, Any] | None]"
 
-NOTES = [f"n{n}" for n in range(40)]
-AUTHORS = [f"a{n}" for n in range(8)]
-PEOPLE = [f"p{n:02}" for n in range(40)]
-TEAMS = [f"t{n}" for n in range(8)]
+NOTES = [f"n{n}" for n in range(60)]
+AUTHORS = [f"a{n}" for n in range(80)]
+PEOPLE = [f"p{n:02}" for n in range(60)]
+TEAMS = [f"t{n}" for n in range(12)]
 SIZES = [str(n) for n in range(len(PEOPLE) + 1)]
 
 TABLES = """
