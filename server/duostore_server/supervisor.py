@@ -114,7 +114,7 @@ class Supervisor:
         inherited: Collection[int] = (),
         stable: float = _STABLE_SECONDS,
     ) -> None:
-        """``ended`` is called with the process id of every child that has ended.
+        """``ended`` is called with the process id of every child that ends before ``kill``.
 
         ``inherited`` are file descriptors that the children keep, by their numbers; a
         role has run well once a child of it lived for ``stable`` seconds.
@@ -200,4 +200,7 @@ class Supervisor:
     def _close(self, process: subprocess.Popen[bytes]) -> None:
         if process.stdin is not None:
             process.stdin.close()
-        self._ended(process.pid)
+        with self._starting:
+            # Who kills them all removes what they have left, and must not meet this there.
+            if not self._is_over:
+                self._ended(process.pid)

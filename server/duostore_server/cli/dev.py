@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import typer
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rich.console import Console
 
 from duostore_server.cli.addresses import check_free
@@ -91,7 +90,7 @@ def greeting(settings: Settings, data: Path, duostore: str, dsn: str) -> list[st
     lines = [
         f"Duostore answers on {address}.",
         f"Kept between runs: PostgreSQL, in {data / 'postgres'}. To look into it:",
-        f"  psql {shlex.quote(_plain(dsn))}",
+        f"  psql {shlex.quote(dsn)}",
         "Not kept: DynamoDB (emulated) and the cache. What is at home in PostgreSQL fills them",
         "again; snapshots, and kinds at home in DynamoDB, are gone when this ends.",
         "",
@@ -100,11 +99,6 @@ def greeting(settings: Settings, data: Path, duostore: str, dsn: str) -> list[st
     if settings.metrics.address is not None:
         lines += ["", f"Metrics: http://{settings.metrics.address}/metrics"]
     return [*lines, "Stop it with Ctrl-C."]
-
-
-def _plain(dsn: str) -> str:
-    """Return a connection string with quotes only where they are needed."""
-    return make_conninfo(**{name: str(value) for name, value in conninfo_to_dict(dsn).items()})
 
 
 def _to_try(settings: Settings, address: str, duostore: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,7 @@ _PID: Final = 0
 _PORT: Final = 3
 _SOCKET_DIR: Final = 4
 _STATUS: Final = 7
+_PLAIN: Final = re.compile(r"[\w./:-]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,5 +74,8 @@ def _is_alive(pid: int) -> bool:
 
 
 def _quoted(value: str) -> str:
+    """Return a value with quotes where it needs them, for a person may read it."""
+    if _PLAIN.fullmatch(value):
+        return value
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
