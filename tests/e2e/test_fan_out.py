@@ -115,6 +115,7 @@ def seed() -> int:
     return secrets.randbits(32)
 
 
+@pytest.mark.timeout(300)
 def test_at_rest_every_document_is_what_its_read_model_answers(
     service: Service,
     memcached: MemcachedServer,
@@ -194,6 +195,7 @@ def test_a_trigger_that_forgets_what_a_row_was_before_is_found(service: Service)
     assert in_aurora(service) == computed(service)
 
 
+@pytest.mark.timeout(300)
 def test_a_change_that_touches_50_000_documents_holds_nothing_up(
     service: Service,
     dynamodb_client: DynamoDBClient,

@@ -84,7 +84,10 @@ SQL = {
 
 @pytest.fixture(scope="module")
 def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Breakable]:
-    with breaking(tmp_path_factory, tables=TABLES, kinds=KINDS, sql=SQL) as made:
+    # Long: how fast the machine is shall not decide how often a result is computed.
+    with breaking(
+        tmp_path_factory, tables=TABLES, kinds=KINDS, sql=SQL, cache_timeout="700ms"
+    ) as made:
         yield made
 
 

@@ -91,8 +91,10 @@ def is_loss(error: DriverError) -> bool:
     state = error.sqlstate
     if state is None:
         # The driver's own finding: no answer, half an answer, no connection; or an answer
-        # that makes no sense to it.
-        return isinstance(error, (psycopg.OperationalError, psycopg.InternalError))
+        # that makes no sense to it. As a plain DatabaseError libpq's own results come that say
+        # in the middle of a pipeline that the connection is gone.
+        found = isinstance(error, (psycopg.OperationalError, psycopg.InternalError))
+        return found or type(error) is psycopg.DatabaseError
     return (
         state in _LOSS
         or state.startswith(_CONNECTION_CLASS)
