@@ -6,6 +6,7 @@ import random
 import time
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -146,7 +147,16 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
     Does not wait for a store that is down: what needs it fails until it is back.
     """
     with ExitStack() as stack:
-        pool = stack.enter_context(aurora_pool(settings))
+        aurora = settings.aurora
+        pool = stack.enter_context(
+            _aurora_pool(
+                settings,
+                "aurora",
+                least=aurora.pool_min,
+                most=aurora.pool_max,
+                waiting=aurora.max_waiting,
+            )
+        )
         aurora_probe = stack.enter_context(
             open_aurora_probe(
                 dsn_of(settings),
@@ -158,7 +168,15 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
         cache, cache_probe = _open_cache(settings, metrics, stack)
         read_models = read_models_of(settings)
         queries = _open_queries(settings, stack)
-        fan_out_pool = stack.enter_context(_fan_out_pool(settings))
+        fan_out_pool = stack.enter_context(
+            _aurora_pool(
+                settings,
+                "aurora-fan-out",
+                most=_FAN_OUT_CONNECTIONS,
+                waiting=_FAN_OUT_CONNECTIONS,
+                statement_timeout=_FAN_OUT_SECONDS,
+            )
+        )
         # What one port finds out of DynamoDB holds for the others.
         guard = Guard(_dynamodb_backoff())
         yield Stores(
@@ -259,35 +277,33 @@ def dsn_of(settings: Settings) -> str:
     return settings.aurora.dsn.get_secret_value()
 
 
-def aurora_pool(settings: Settings) -> AuroraPool:
-    """Return the pool of connections to Aurora, still closed."""
+def _aurora_pool(
+    settings: Settings,
+    name: str,
+    *,
+    most: int,
+    waiting: int,
+    least: int = 0,
+    statement_timeout: float = 0.0,
+    reader_dsn: str | None = None,
+) -> AuroraPool:
+    """Return a pool of connections to Aurora, still closed: to the writer, unless to a reader.
+
+    A statement may take ``statement_timeout`` seconds if that is longer than is configured.
+    """
     aurora = settings.aurora
     return AuroraPool(
-        dsn_of(settings),
-        min_size=aurora.pool_min,
-        max_size=aurora.pool_max,
+        reader_dsn or dsn_of(settings),
+        min_size=least,
+        max_size=most,
         wait=aurora.pool_wait,
-        max_waiting=aurora.max_waiting,
-        statement_timeout=aurora.statement_timeout,
+        max_waiting=waiting,
+        statement_timeout=max(aurora.statement_timeout, statement_timeout),
         lock_timeout=aurora.lock_timeout,
         connect_timeout=aurora.connect_timeout,
         pooler=aurora.pooler,
-    )
-
-
-def _fan_out_pool(settings: Settings) -> AuroraPool:
-    aurora = settings.aurora
-    return AuroraPool(
-        dsn_of(settings),
-        min_size=0,
-        max_size=_FAN_OUT_CONNECTIONS,
-        wait=aurora.pool_wait,
-        max_waiting=_FAN_OUT_CONNECTIONS,
-        statement_timeout=max(aurora.statement_timeout, _FAN_OUT_SECONDS),
-        lock_timeout=aurora.lock_timeout,
-        connect_timeout=aurora.connect_timeout,
-        pooler=aurora.pooler,
-        name="aurora-fan-out",
+        any_server=reader_dsn is not None,
+        name=name,
     )
 
 
@@ -358,30 +374,14 @@ def _open_cache(settings: Settings, metrics: Metrics, stack: ExitStack) -> tuple
 
 def _open_queries(settings: Settings, stack: ExitStack) -> AuroraQueries:
     """Open the pools of queries: they take no connection from what else needs Aurora."""
-    server, aurora = settings.server, settings.aurora
-    at_a_time = server.query_threads + server.export_streams
-
-    def pool(dsn: str, name: str, *, any_server: bool) -> AuroraPool:
-        return stack.enter_context(
-            AuroraPool(
-                dsn,
-                min_size=0,
-                max_size=at_a_time,
-                wait=aurora.pool_wait,
-                max_waiting=at_a_time,
-                statement_timeout=aurora.statement_timeout,
-                lock_timeout=aurora.lock_timeout,
-                connect_timeout=aurora.connect_timeout,
-                pooler=aurora.pooler,
-                any_server=any_server,
-                name=name,
-            )
-        )
-
+    server, reader_dsn = settings.server, settings.aurora.reader_dsn
+    most = server.query_threads + server.export_streams
+    open_pool = partial(_aurora_pool, settings, most=most, waiting=most)
     reader = None
-    if aurora.reader_dsn is not None:
-        reader = pool(aurora.reader_dsn.get_secret_value(), "aurora-reader", any_server=True)
-    writer = pool(dsn_of(settings), "aurora-queries", any_server=False)
+    if reader_dsn is not None:
+        secret = reader_dsn.get_secret_value()
+        reader = stack.enter_context(open_pool("aurora-reader", reader_dsn=secret))
+    writer = stack.enter_context(open_pool("aurora-queries"))
     return AuroraQueries(writer, reader, stall=server.export_stall + _STALL_MARGIN_SECONDS)
 
 

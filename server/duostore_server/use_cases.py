@@ -24,7 +24,7 @@ from duostore_server.access.granting import Granting
 from duostore_server.access.leasing import Leasing
 from duostore_server.access.propagation import Propagation
 from duostore_server.access.query_checks import QueryChecks
-from duostore_server.access.querying import PAUSES, Querying
+from duostore_server.access.querying import Querying
 from duostore_server.access.quotas import Quotas
 from duostore_server.access.reading import Reader, lease_pauses
 from duostore_server.access.result_flights import ResultFlights
@@ -206,7 +206,7 @@ def data_access(
         encode=codec.encode_result,
         row_bytes=codec.row_bytes,
         slice_of=codec.page_of,
-        pauses=PAUSES,
+        pauses=lease_pauses,
         pause=time.sleep,
         jitter=jitter,
         now=utc_now,

@@ -45,10 +45,10 @@ ONE: Final = EntityKey("", "proposal", "1")
 TWO: Final = EntityKey("", "proposal", "2")
 NOTE: Final = EntityKey("", "note", "1")
 # Depends on one kind, or on both.
-# Of the other process that computes it, whoever waits has a look and then computes it himself.
-ONE_LOOK: Final = 60.0
-BY_STATUS: Final = query(timeout=ONE_LOOK)
-BOTH: Final = query("both", timeout=ONE_LOOK, depends_on=("proposal", "note"))
+# Longer than anything takes here.
+_TIMEOUT: Final = 60.0
+BY_STATUS: Final = query(timeout=_TIMEOUT)
+BOTH: Final = query("both", timeout=_TIMEOUT, depends_on=("proposal", "note"))
 
 _NAMESPACE: Final = Namespace("duostore")
 # What the names of all results begin with: that of any, but for its digest.

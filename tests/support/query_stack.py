@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from duostore_server.access.generations import Generations
 from duostore_server.access.query_checks import QueryChecks
-from duostore_server.access.querying import PAUSES, Querying
+from duostore_server.access.querying import Querying
+from duostore_server.access.reading import lease_pauses
 from duostore_server.access.result_flights import ResultFlights
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.keys import GenerationKey, ResultKey
@@ -148,7 +149,7 @@ class QueryStack:
             encode=encode,
             row_bytes=row_bytes,
             slice_of=slice_of,
-            pauses=PAUSES,
+            pauses=lease_pauses,
             pause=pause or self._pause,
             jitter=lambda: jitter,
             now=lambda: NOON,

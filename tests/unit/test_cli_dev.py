@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 from duostore_server.cli.dev import greeting, program
 from duostore_server.cli.source_notes import told, unfit
 from duostore_server.config import load
+from duostore_server.storage.aurora.triggers import Unnoted, Why
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,35 +125,31 @@ def test_of_a_schema_the_greeting_saves_its_example_or_nothing(tmp_path: Path) -
     assert "DataAccess/Get" in without
 
 
-def test_a_refusal_to_watch_tables_names_all_keys() -> None:
-    message = (
-        "'card' depends on table:public.a, which has no column b; "
-        "'a list' depends on table:public.c, which does not exist"
-    )
-    assert unfit(message) == [
+NO_COLUMN = Unnoted("card", "table:public.a", Why.NO_COLUMN, "has no column b")
+
+
+def test_what_does_not_fit_a_table_is_told_with_its_key() -> None:
+    no_table = Unnoted("a list", "table:public.c", Why.NO_TABLE, "does not exist")
+    assert [unfit(NO_COLUMN), unfit(no_table)] == [
         "kinds.card.depends_on: table:public.a has no column b: its fields and its table disagree",
         'kinds."a list".depends_on: table:public.c does not exist',
     ]
-    assert unfit("triggers were not installed: other sessions; try again") == []
 
 
 def test_what_is_said_of_sources_is_one_line_for_a_kind() -> None:
-    run = ": run `duostore migrate`"
     found = told(
         [
-            f"'card' depends on table:public.a, which has no column b{run}",
-            f"the SQL of 'list' or of its kind:customer was changed{run}",
-            f"the SQL of 'list' or of its table:public.a was changed{run}",
-            f"changes of kind:customer are not noted for 'card'{run}",
-            f"changes of table:public.a are not noted for 'card'{run}",
-            f"the SQL of 'card' or of its table:public.c was changed{run}",
-            "something new",
+            NO_COLUMN,
+            Unnoted("list", "kind:customer", Why.CHANGED),
+            Unnoted("list", "table:public.a", Why.CHANGED),
+            Unnoted("card", "kind:customer", Why.NOT_WATCHED),
+            Unnoted("card", "table:public.a", Why.NOT_WATCHED),
+            Unnoted("card", "table:public.c", Why.CHANGED),
         ],
         advice="restart",
     )
-    assert found.problems == tuple(unfit("'card' depends on table:public.a, which has no column b"))
+    assert found.problems == (unfit(NO_COLUMN),)
     assert found.notes == (
         "changes of kind:customer, table:public.a are not noted for card: restart",
         "the SQL of list was changed: restart",
-        "something new: restart",
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from duostore_server.domain.keys import CacheKey
+    from duostore_server.domain.keys import EntityKey
 
 
 class Flights:
@@ -22,10 +22,10 @@ class Flights:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._flights: dict[CacheKey, threading.Event] = {}
+        self._flights: dict[EntityKey, threading.Event] = {}
 
     @contextmanager
-    def join(self, key: CacheKey, patience: float) -> Iterator[bool]:
+    def join(self, key: EntityKey, patience: float) -> Iterator[bool]:
         """Yield True to the first caller, who is in flight until the block ends.
 
         Yields False to the others, once that flight has landed or after ``patience``

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
-from itertools import chain, repeat
 from typing import TYPE_CHECKING, Final
 
+from duostore_server.access.abandoned import AbandonedLeases
 from duostore_server.access.query_pages import (
     DIGEST_BYTES,
     PageToken,
@@ -15,6 +16,7 @@ from duostore_server.access.query_pages import (
     page_violations,
     rows_digest,
 )
+from duostore_server.access.reading import LEAST_TTL
 from duostore_server.access.sources import SHARE
 from duostore_server.domain.entities import Cached, Lease
 from duostore_server.domain.errors import (
@@ -49,13 +51,8 @@ _PATIENCE: Final = 0.9
 # Who computes it is late in saying that it took too long.
 _MARGIN: Final = 1.0
 _FLIGHTS: Final = 2
-# Leases that nobody came back to fill; few at a time, since each ends after 10 s.
-_MOST_ABANDONED: Final = 1000
 _KEY_BYTES: Final = 32
 _VERSION: Final = 1
-# Between two looks for what another process computes; the last one again and again.
-PAUSES: Final = (0.005, 0.010, 0.020, 0.050)
-_LEAST_TTL: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +101,7 @@ class Querying:
         encode: Callable[[Result], bytes],
         row_bytes: Callable[[Row], int],
         slice_of: Callable[[bytes, int, int], tuple[bytes, int]],
-        pauses: Sequence[float],
+        pauses: Callable[[float], Sequence[float]],
         pause: Callable[[float], None],
         jitter: Callable[[], float],
         now: Callable[[], datetime],
@@ -113,7 +110,8 @@ class Querying:
         """``slice_of`` takes some rows, by offset and number, of what ``encode`` has made.
 
         And tells how many there are in all. ``row_bytes`` is the size of a row in there;
-        ``jitter`` the part of a TTL to use, at most 1; ``served`` counts answers.
+        ``pauses`` are those that wait for so many seconds in all; ``jitter`` is the part of a
+        TTL to use, at most 1; ``served`` counts answers.
         """
         self._checks = checks
         self._queries = queries
@@ -123,12 +121,12 @@ class Querying:
         self._encode = encode
         self._row_bytes = row_bytes
         self._slice_of = slice_of
-        self._pauses = tuple(pauses)
+        self._pauses = pauses
         self._pause = pause
         self._jitter = jitter
         self._now = now
         self._served = served
-        self._abandoned: dict[ResultKey, Lease] = {}
+        self._abandoned: AbandonedLeases[ResultKey] = AbandonedLeases()
 
     def query(
         self,
@@ -181,11 +179,7 @@ class Querying:
         entry = self._look(key)
         if isinstance(entry, _Found):
             return entry
-        held = entry
-
-        def land() -> _Found:
-            return self._land(key, call, held, deadline)
-
+        land = partial(self._land, key, call, entry, deadline)
         # Again if the first flight has brought nothing: not all who waited shall begin at once.
         for _ in range(_FLIGHTS):
             patience = min(query.timeout + _MARGIN, deadline.part(_PATIENCE).remaining())
@@ -199,37 +193,27 @@ class Querying:
         """Compute a result and cache it, unless another process does: then wait for that."""
         if held is None and (lease := self._lease(key)) is not None:
             return self._compute_for(key, lease, call, deadline)
-        if held is None or self._abandoned.get(key) != held:
+        if held is None or not self._abandoned.holds(key, held):
             found = self._await(key, call.query.timeout, deadline)
             if isinstance(found, _Found):
                 return found
             if isinstance(found, Lease):
-                self._abandon(key, found)
+                self._abandoned.add({key: found})
         return self._compute_for(key, None, call, deadline)
 
     def _await(self, key: ResultKey, patience: float, deadline: Deadline) -> _Found | Lease | None:
         """Wait for what another process computes; return its lease if that took too long."""
         limit = deadline.part(SHARE)
-        waited = 0.0
-        pauses = chain(self._pauses, repeat(self._pauses[-1]))
         entry: _Found | Lease | None = None
-        while waited < patience:
-            pause = next(pauses)
+        for pause in self._pauses(patience):
             try:
                 self._pause(limit.bound(pause))
             except DeadlineExceededError:
                 return entry
-            waited += pause
             entry = self._look(key)
             if not isinstance(entry, Lease):
                 return entry
         return entry
-
-    def _abandon(self, key: ResultKey, lease: Lease) -> None:
-        """Let nobody in this process wait again for a lease whose holder has died, or hangs."""
-        if len(self._abandoned) >= _MOST_ABANDONED:
-            self._abandoned.clear()
-        self._abandoned[key] = lease
 
     def _look(self, key: ResultKey) -> _Found | Lease | None:
         try:
@@ -283,7 +267,7 @@ class Querying:
 
     def _fill(self, key: ResultKey, lease: Lease | None, call: QueryCall, found: _Found) -> None:
         entry = Cached(_VERSION, found.digest + found.payload, self._now())
-        ttl = max(_LEAST_TTL, call.query.cache_ttl * self._jitter())
+        ttl = max(LEAST_TTL, call.query.cache_ttl * self._jitter())
         try:
             if lease is not None and self._cache.fill(key, lease, entry, ttl):
                 return

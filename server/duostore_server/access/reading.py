@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from duostore_server.access.abandoned import AbandonedLeases
 from duostore_server.access.sources import SHARE
 from duostore_server.domain.entities import Cached, Lease, Reading
 from duostore_server.domain.errors import (
@@ -32,10 +33,7 @@ if TYPE_CHECKING:
 _FIRST_PAUSES: Final = (0.005, 0.010, 0.020)
 _LATER_PAUSE: Final = 0.050
 # The cache counts whole seconds, and takes 0 for ever.
-_LEAST_TTL: Final = 1.0
-
-# Leases that nobody came back to fill; few at a time, since each ends after 10 s.
-_MOST_ABANDONED: Final = 1000
+LEAST_TTL: Final = 1.0
 
 
 def lease_pauses(patience: float) -> tuple[float, ...]:
@@ -91,7 +89,7 @@ class Reader:
         self._flights = flights
         self._pauses = tuple(pauses)
         self._patience = sum(pauses)
-        self._abandoned: dict[EntityKey, Lease] = {}
+        self._abandoned: AbandonedLeases[EntityKey] = AbandonedLeases()
         self._pause = pause
         self._jitter = jitter
         self._now = now
@@ -154,7 +152,7 @@ class Reader:
             if entry is None:
                 look.vacant.append(key)
             elif isinstance(entry, Lease):
-                if self._abandoned.get(key) == entry:
+                if self._abandoned.holds(key, entry):
                     look.orphaned.append(key)
                 else:
                     look.leased[key] = entry
@@ -218,14 +216,8 @@ class Reader:
             keys = list(leased)
             if not keys:
                 return readings
-        self._abandon(leased)
+        self._abandoned.add(leased)
         return readings
-
-    def _abandon(self, leased: Mapping[EntityKey, Lease]) -> None:
-        """Let nobody in this process wait again for a lease whose holder has died, or hangs."""
-        if len(self._abandoned) + len(leased) > _MOST_ABANDONED:
-            self._abandoned.clear()
-        self._abandoned.update(leased)
 
     def _fetch(
         self,
@@ -280,12 +272,12 @@ class Reader:
         ttl *= self._jitter()
         if reading.expire_time is not None:
             left = (reading.expire_time - now).total_seconds()
-            if left < _LEAST_TTL:
+            if left < LEAST_TTL:
                 return False
             ttl = min(ttl, left)
         entry = Cached(reading.version, reading.payload, now, reading.expire_time)
         try:
-            self._cache.fill(key, lease, entry, max(ttl, _LEAST_TTL))
+            self._cache.fill(key, lease, entry, max(ttl, LEAST_TTL))
         except StoreError:
             return False
         return True

@@ -15,7 +15,7 @@ from duostore_server.domain.read_models import DATA, ID, VERSION
 from duostore_server.storage.aurora.migrate import MigrationError, pending
 from duostore_server.storage.aurora.sql_check import Checked, Role, check
 from duostore_server.storage.aurora.sql_render import types_of
-from duostore_server.storage.aurora.triggers import missing
+from duostore_server.storage.aurora.triggers import unnoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,6 +120,6 @@ def _lacking(dsn: str, settings: Settings, advice: str) -> tuple[list[str], Sour
         if lacking:
             text = f"the schema lacks {', '.join(lacking)}: {advice}, and check again"
             return [text], Sources((), ())
-        return [], told(missing(dsn, read_models(settings)), advice=advice)
+        return [], told(unnoted(dsn, read_models(settings)), advice=advice)
     except (MigrationError, StoreError) as error:
         return [str(error)], Sources((), ())

@@ -19,6 +19,7 @@ from duostore_server.domain.errors import StoreError
 from duostore_server.embedded.postgres_address import running_dsn
 from duostore_server.processes import run_dev
 from duostore_server.storage.aurora.migrate import MigrationError
+from duostore_server.storage.aurora.triggers import UnfitSourcesError
 
 if TYPE_CHECKING:
     from duostore_server.config import Settings
@@ -53,10 +54,9 @@ def run(settings: Settings, data: Path) -> None:
 
         try:
             run_dev(settings, data, ready)
-        except MigrationError as error:
-            if problems := unfit(str(error)):
-                raise MigrationError("\n".join([*problems, _OUT_OF_REACH])) from error
-            raise
+        except UnfitSourcesError as error:
+            problems = map(unfit, error.sources)
+            raise MigrationError("\n".join([*problems, _OUT_OF_REACH])) from error
     console.print("Stopped.")
 
 

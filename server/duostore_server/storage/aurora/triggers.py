@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import psycopg
@@ -100,6 +101,58 @@ _FORGET_STALE: Final = "DELETE FROM duostore.stale WHERE kind = %s"
 _Place: TypeAlias = tuple[str, str, str]
 
 
+class Why(Enum):
+    """Why changes of a source are not noted as configured."""
+
+    NO_TABLE = auto()
+    NO_COLUMN = auto()
+    NOT_WATCHED = auto()
+    CHANGED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Unnoted:
+    """A source of a kind whose changes are not noted as configured.
+
+    ``fault`` is what is wrong with the table, if the configuration does not fit that.
+    """
+
+    kind: str
+    source: str
+    why: Why
+    fault: str = ""
+
+    @property
+    def is_unfit(self) -> bool:
+        """Whether a person has to change the table or the configuration."""
+        return bool(self.fault)
+
+    def __str__(self) -> str:
+        """Return it as a sentence without its stop."""
+        if self.is_unfit:
+            return f"{self.kind!r} depends on {self.source}, which {self.fault}"
+        if self.why is Why.CHANGED:
+            return f"the SQL of {self.kind!r} or of its {self.source} was changed"
+        return f"changes of {self.source} are not noted for {self.kind!r}"
+
+
+class UnfitSourcesError(MigrationError):
+    """The configuration names tables or columns that are not there."""
+
+    def __init__(self, sources: Sequence[Unnoted]) -> None:
+        self.sources = tuple(sources)
+        super().__init__("; ".join(map(str, sources)))
+
+
+class _UnfitError(Exception):
+    """A table does not fit; for what, and what is wrong with it."""
+
+    def __init__(self, why: Why, fault: str) -> None:
+        self.why = why
+        self.fault = fault
+        super().__init__(fault)
+
+
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     """A source of a kind: its triggers by schema, table and name, as SQL that makes them.
@@ -163,14 +216,19 @@ def _installed(
     with connection.transaction():
         connection.execute(_POLITE, (str(milliseconds(lock_timeout)),))
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-        wanted, problems = _wanted(connection, read_models)
-        if problems:
-            raise MigrationError("; ".join(problems))
+        wanted, unfit = _wanted(connection, read_models)
+        if unfit:
+            raise UnfitSourcesError(unfit)
         return _changed(connection, wanted)
 
 
 def missing(conninfo: Conninfo, read_models: Mapping[str, ReadModel]) -> list[str]:
-    """Return why changes of the sources are not noted as configured, a line each; none if all are.
+    """Return ``unnoted`` as lines that say what to do; raises as that."""
+    return [f"{each}: run `duostore migrate`" for each in unnoted(conninfo, read_models)]
+
+
+def unnoted(conninfo: Conninfo, read_models: Mapping[str, ReadModel]) -> list[Unnoted]:
+    """Return the sources whose changes are not noted as configured.
 
     Triggers for what is not configured here are another deployment's concern, a newer one's
     perhaps. Raises as ``migrate``.
@@ -178,15 +236,15 @@ def missing(conninfo: Conninfo, read_models: Mapping[str, ReadModel]) -> list[st
     if not any(model.sources for model in read_models.values()):
         return []
     with connected(conninfo) as connection:
-        wanted, problems = _wanted(connection, read_models)
-        there = {found.place for found in _found(connection) if found.enabled}
+        wanted, found = _wanted(connection, read_models)
+        there = {trigger.place for trigger in _found(connection) if trigger.enabled}
         digests = _digests(connection)
     for each in wanted:
         if not each.own <= there:
-            problems.append(f"changes of {each.source} are not noted for {each.kind!r}")
+            found.append(Unnoted(*each.of, Why.NOT_WATCHED))
         elif digests.get(each.of) != each.digest:
-            problems.append(f"the SQL of {each.kind!r} or of its {each.source} was changed")
-    return [f"{problem}: run `duostore migrate`" for problem in problems]
+            found.append(Unnoted(*each.of, Why.CHANGED))
+    return found
 
 
 def _changed(connection: BoundedConnection, wanted: Sequence[_Wanted]) -> list[str]:
@@ -265,33 +323,33 @@ def _alter(connection: BoundedConnection, place: _Place, statement: sql.Composed
 
 def _wanted(
     connection: BoundedConnection, read_models: Mapping[str, ReadModel]
-) -> tuple[list[_Wanted], list[str]]:
+) -> tuple[list[_Wanted], list[Unnoted]]:
     wanted: list[_Wanted] = []
-    problems: list[str] = []
+    unfit: list[Unnoted] = []
     for model in read_models.values():
         for source in model.sources:
             try:
                 tables = _tables(connection, source)
-            except LookupError as error:
-                problems.append(f"{model.kind!r} depends on {source.name}, {error.args[0]}")
+            except _UnfitError as error:
+                unfit.append(Unnoted(model.kind, source.name, error.why, error.fault))
             else:
                 wanted.append(_wanted_of(model, source, tables))
-    return wanted, problems
+    return wanted, unfit
 
 
 def _tables(connection: BoundedConnection, source: Source) -> list[tuple[str, str]]:
-    """Return the tables that need triggers, the source first; ``LookupError`` says if it cannot."""
+    """Return the tables that need triggers, the source first; raises ``_UnfitError``."""
     if source.table is None:
         return [_ENTITY]
     schema, _, table = source.table.partition(".")
     rows = connection.execute(_FIND_TABLE, (schema, table)).fetchall()
     if not rows:
-        raise LookupError("which does not exist")
+        raise _UnfitError(Why.NO_TABLE, "does not exist")
     ((oid, is_table, columns),) = rows
     if not is_table:
-        raise LookupError("which is no table: name those that it is made from")
+        raise _UnfitError(Why.NO_TABLE, "is no table: name those that it is made from")
     if gone := [field for field in source.fields if field not in columns]:
-        raise LookupError(f"which has no column {', '.join(gone)}")
+        raise _UnfitError(Why.NO_COLUMN, f"has no column {', '.join(gone)}")
     partitions = connection.execute(_FIND_PARTITIONS, (oid,)).fetchall()
     return [(schema, table), *partitions]
 
