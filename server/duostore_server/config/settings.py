@@ -10,9 +10,11 @@ from typing import Final, Literal
 from pydantic import ConfigDict, Field, SecretStr
 
 from duostore_server.config.kind_settings import Kind
+from duostore_server.config.operating_settings import Admin, Backfill, Flags, Verifier
 from duostore_server.config.query_settings import Query
 from duostore_server.config.quota_settings import Quota
 from duostore_server.config.section import Section, duration, setting, size
+from duostore_server.config.slo_settings import Slo
 from duostore_server.config.sql_folder import Migrations
 from duostore_server.config.values import (
     Dsn,
@@ -319,6 +321,25 @@ class Settings(Section):
         default_factory=Idempotency,
         description="Calls that are safe to repeat: those with an idempotency key.",
     )
+    verifier: Verifier = Field(
+        default_factory=Verifier,
+        description="The background process that compares the stores as they are read, all the "
+        "time.",
+    )
+    backfill: Backfill = Field(
+        default_factory=Backfill,
+        description="The background process that projects all entities of a kind anew, when it is "
+        "told to.",
+    )
+    admin: Admin = Field(
+        default_factory=Admin,
+        description="Who may call the service Admin, and `duostore explain`, `check`, `backfill`, "
+        "`flag`, `readonly` and `status` with it: nobody unless it is said here.",
+    )
+    flags: Flags = Field(default_factory=Flags, description="Where flags come from.")
+    slo: Slo = Field(
+        default_factory=Slo, description="What is promised of the service, and watched over."
+    )
     metrics: Metrics = Field(default_factory=Metrics, description="What is measured.")
     logging: Logging = Field(default_factory=Logging, description="What is logged, to stderr.")
     kinds: dict[KindName, Kind] = Field(
@@ -357,4 +378,7 @@ class Settings(Section):
             update={"endpoint_url": endpoint_url, "statements": False, "region": "us-east-1"}
         )
         cache = self.cache.model_copy(update={"backend": "memory"})
-        return self.model_copy(update={"aurora": aurora, "dynamodb": dynamodb, "cache": cache})
+        admin = self.admin.model_copy(update={"open": True})
+        return self.model_copy(
+            update={"aurora": aurora, "dynamodb": dynamodb, "cache": cache, "admin": admin}
+        )

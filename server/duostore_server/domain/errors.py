@@ -42,6 +42,12 @@ class Reason(Enum):
     RESULT_CHANGED = "RESULT_CHANGED"
     QUERY_FAILED = "QUERY_FAILED"
     QUERY_TIMEOUT = "QUERY_TIMEOUT"
+    READ_ONLY = "READ_ONLY"
+    PROJECTION_FAILED = "PROJECTION_FAILED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    FLAGS_ELSEWHERE = "FLAGS_ELSEWHERE"
+    BACKFILL_NOT_FOUND = "BACKFILL_NOT_FOUND"
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +295,71 @@ class QueryTimeoutError(DuostoreError):
     def __init__(self, query: str) -> None:
         self.query = query
         super().__init__(f"the query {query!r} took longer than its timeout allows")
+
+
+class ReadOnlyError(DuostoreError):
+    """Writes are refused for now: of a kind, or of all if ``kind`` is empty."""
+
+    reason = Reason.READ_ONLY
+    details = ("kind",)
+
+    def __init__(self, kind: str, why: str) -> None:
+        self.kind = kind
+        what = f"{kind!r} is" if kind else "all kinds are"
+        super().__init__(f"{what} read-only for now: {why}")
+
+
+class ProjectionFailedError(DuostoreError):
+    """A document cannot be brought into the shape of a projection version."""
+
+    reason = Reason.PROJECTION_FAILED
+    details = ("projection_version",)
+
+    def __init__(self, shape: int, why: str) -> None:
+        self.projection_version = shape
+        super().__init__(
+            f"the document cannot be brought into the shape of projection version {shape}: {why}"
+        )
+
+
+class UnauthenticatedError(DuostoreError):
+    """The call has to say who makes it."""
+
+    reason = Reason.UNAUTHENTICATED
+
+    def __init__(self, hint: str) -> None:
+        super().__init__(f"this call needs credentials: {hint}")
+
+
+class PermissionDeniedError(DuostoreError):
+    """Who makes the call may not."""
+
+    reason = Reason.PERMISSION_DENIED
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+
+
+class FlagsElsewhereError(DuostoreError):
+    """Another provider says what the flags are."""
+
+    reason = Reason.FLAGS_ELSEWHERE
+    details = ("provider",)
+
+    def __init__(self, provider: str) -> None:
+        self.provider = provider
+        super().__init__(f"flags are provided by {provider!r}: set them there")
+
+
+class BackfillNotFoundError(DuostoreError):
+    """There is no backfill of a kind that this could be about."""
+
+    reason = Reason.BACKFILL_NOT_FOUND
+    details = ("kind",)
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        super().__init__(f"there is no backfill of {kind!r}")
 
 
 class StoreError(DuostoreError):

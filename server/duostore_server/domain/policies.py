@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from duostore_server.domain.entities import AS_SAVED
 from duostore_server.domain.errors import FieldViolation
 from duostore_server.domain.keys import MAX_KIND_BYTES, listed
 
@@ -35,6 +36,10 @@ class ProjectionMode(Enum):
     ASYNC = "async"
 
 
+class TransformError(ValueError):
+    """A document cannot be brought into a shape; the text says why, and quotes no value."""
+
+
 def _accept_all(_: JsonObject) -> Iterator[FieldViolation]:
     return iter(())
 
@@ -61,7 +66,9 @@ class KindPolicy:
     ``snapshots`` are kept for kinds at home in Aurora alone, if set. Documents of a
     ``derived`` kind are computed, and callers can only read them.
     ``schema_violations`` yields all that a document breaks of the kind's JSON
-    Schema, with fields below ``data``.
+    Schema, with fields below ``data``. ``projection_version`` is the newest shape of its
+    projections, and ``transforms`` has for each shape from 2 on, the newest and the one
+    before it at least, what makes it of the document as saved, or raises ``TransformError``.
     """
 
     cache_ttl: float
@@ -74,6 +81,8 @@ class KindPolicy:
     consolidate_every: timedelta | None = None
     snapshots: SnapshotPolicy | None = None
     derived: bool = False
+    projection_version: int = AS_SAVED
+    transforms: Mapping[int, Callable[[JsonObject], JsonObject]] = field(default_factory=dict)
 
     @property
     def due_after(self) -> timedelta:
@@ -101,6 +110,14 @@ class Policies:
     def find(self, key: EntityKey) -> KindPolicy | None:
         """Return the policy of any key; None if its kind is not configured."""
         return self._kinds.get(key.kind)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the kinds, in order."""
+        return tuple(sorted(self._kinds))
+
+    def of_kind(self, kind: str) -> KindPolicy | None:
+        """Return the policy of a kind; None if it is not configured."""
+        return self._kinds.get(kind)
 
     def violations(self, key: EntityKey, field: str) -> Iterator[FieldViolation]:
         """Yield a violation if the key's kind could be configured and is not.

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         Entity,
         Lease,
         OutboxRow,
+        Peeked,
+        PendingChange,
         Projection,
     )
     from duostore_server.domain.errors import Store
@@ -120,6 +122,22 @@ class Outbox(Protocol):
         """Return how many rows there are, due or not, and how old the oldest is."""
         ...
 
+    def find(
+        self, keys: Collection[EntityKey], deadline: Deadline
+    ) -> Mapping[EntityKey, PendingChange]:
+        """Return the rows of these keys; linearizable. Keys without one are left out."""
+        ...
+
+    def oblige(
+        self, keys: Collection[EntityKey], due_after: timedelta, deadline: Deadline
+    ) -> Sequence[OutboxRow]:
+        """Give each key a row with a new id, as if it had been changed; return the rows.
+
+        Due after ``due_after``, or when the row that was there is due if that is earlier. Keys
+        that Aurora has no entity of are taken too. Repeatable.
+        """
+        ...
+
 
 class Projections(Protocol):
     """The store that is fast: DynamoDB."""
@@ -135,10 +153,10 @@ class Projections(Protocol):
         ...
 
     def put(self, key: EntityKey, projection: Projection, deadline: Deadline) -> Projection:
-        """Store the projection unless the version held is the same or newer.
+        """Store the projection unless what is held is newer, or as new and in all its shapes.
 
         Returns what is held afterwards: ``projection`` itself (or the stub that its
-        size made of it), or the newer one that stood in its way. Never goes back in
+        size made of it), or the one that stood in its way. Never goes back in
         version. Safe to repeat and to reorder.
         """
         ...
@@ -467,6 +485,13 @@ class Cache(Protocol):
 
         Returns only if the removal of every key was acknowledged; raises otherwise,
         with some of them possibly removed.
+        """
+        ...
+
+    def peek(self, keys: Collection[K]) -> Mapping[K, Peeked]:
+        """Return what is found under each key, unreadable entries too; vacant ones are left out.
+
+        Changes nothing and counts nothing. Raises if any node concerned does not answer.
         """
         ...
 

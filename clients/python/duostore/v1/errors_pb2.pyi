@@ -116,6 +116,23 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     configuration. Not UNAVAILABLE, which clients and proxies repeat by themselves.
     Metadata: query.
     """
+    ERROR_REASON_READ_ONLY: _ErrorReason.ValueType  # 22
+    """FAILED_PRECONDITION. Writes of the kind, or of all, are refused for now; the
+    message says why. Reads, snapshots and quotas go on. Try again after
+    RetryInfo. Metadata: kind (empty if all are).
+    """
+    ERROR_REASON_PROJECTION_FAILED: _ErrorReason.ValueType  # 23
+    """FAILED_PRECONDITION. The document cannot be brought into the shape of the
+    projection version that readers are given. Metadata: projection_version.
+    """
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 24
+    """UNAUTHENTICATED. The call says nothing of who makes it, and has to."""
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 25
+    """PERMISSION_DENIED. Who makes the call may not."""
+    ERROR_REASON_FLAGS_ELSEWHERE: _ErrorReason.ValueType  # 26
+    """FAILED_PRECONDITION. The flags are set elsewhere. Metadata: provider."""
+    ERROR_REASON_BACKFILL_NOT_FOUND: _ErrorReason.ValueType  # 27
+    """NOT_FOUND. There is no such backfill. Metadata: kind."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the value of google.rpc.ErrorInfo.reason, without the
@@ -217,4 +234,21 @@ ERROR_REASON_QUERY_TIMEOUT: ErrorReason.ValueType  # 21
 configuration. Not UNAVAILABLE, which clients and proxies repeat by themselves.
 Metadata: query.
 """
+ERROR_REASON_READ_ONLY: ErrorReason.ValueType  # 22
+"""FAILED_PRECONDITION. Writes of the kind, or of all, are refused for now; the
+message says why. Reads, snapshots and quotas go on. Try again after
+RetryInfo. Metadata: kind (empty if all are).
+"""
+ERROR_REASON_PROJECTION_FAILED: ErrorReason.ValueType  # 23
+"""FAILED_PRECONDITION. The document cannot be brought into the shape of the
+projection version that readers are given. Metadata: projection_version.
+"""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 24
+"""UNAUTHENTICATED. The call says nothing of who makes it, and has to."""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 25
+"""PERMISSION_DENIED. Who makes the call may not."""
+ERROR_REASON_FLAGS_ELSEWHERE: ErrorReason.ValueType  # 26
+"""FAILED_PRECONDITION. The flags are set elsewhere. Metadata: provider."""
+ERROR_REASON_BACKFILL_NOT_FOUND: ErrorReason.ValueType  # 27
+"""NOT_FOUND. There is no such backfill. Metadata: kind."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1,0 +1,78 @@
+"""The definition of the objectives of the service."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from duostore_server.config.section import Section, duration, setting
+from duostore_server.config.values import Duration, Form
+
+
+def _share(value: object) -> float:
+    try:
+        share = float(value) if isinstance(value, (str, float)) else 0.0
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise ValueError("must be a share between 0 and 1, such as 0.999")
+    return share
+
+
+Share: TypeAlias = Annotated[
+    float,
+    BeforeValidator(_share),
+    WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}),
+    Form("share between 0 and 1", float),
+]
+
+
+class ReadLatency(Section):
+    """``[slo.read_latency]``."""
+
+    target: Share = setting(0.95, "The share of Gets that are answered within `threshold`.")
+    threshold: Duration = duration("50ms", "How long a Get may take.", "1ms", "30s")
+
+
+class Availability(Section):
+    """``[slo.availability]``."""
+
+    target: Share = setting(0.999, "The share of calls that do not fail by fault of the service.")
+
+
+class ProjectionLag(Section):
+    """``[slo.projection_lag]``."""
+
+    target: Share = setting(0.999, "The share of time in which the lag is within `threshold`.")
+    threshold: Duration = duration(
+        "5s", "How old the oldest change may be that is not projected yet.", "1s", "1h"
+    )
+
+
+class Consistency(Section):
+    """``[slo.consistency]``."""
+
+    target: Share = setting(
+        0.9999, "The share of verified saves that are found right 60 s after they were made."
+    )
+
+
+class Slo(Section):
+    """``[slo]``."""
+
+    window: Duration = duration(
+        "30d", "The time over which the targets are to be met.", "1d", "90d"
+    )
+    read_latency: ReadLatency = Field(
+        default_factory=ReadLatency, description="How long a Get takes."
+    )
+    availability: Availability = Field(
+        default_factory=Availability, description="How many calls fail."
+    )
+    projection_lag: ProjectionLag = Field(
+        default_factory=ProjectionLag, description="How long changes wait to be projected."
+    )
+    consistency: Consistency = Field(
+        default_factory=Consistency, description="Whether the stores agree, as the verifier finds."
+    )

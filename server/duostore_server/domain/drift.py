@@ -1,0 +1,109 @@
+"""What does not agree between the stores, and how it is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from duostore_server.domain.errors import Store
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from duostore_server.domain.keys import EntityKey
+
+# Of one document, places that are told.
+MAX_DIFFERENCES: Final = 20
+
+
+class Drift(Enum):
+    """A way in which DynamoDB or the cache does not agree; ``duostore.v1.DriftKind``, in short.
+
+    The value is its name in metrics, logs and on the command line.
+    """
+
+    PROJECTION_OLDER = "projection_older"
+    PROJECTION_NEWER = "projection_newer"
+    PROJECTION_MISSING = "projection_missing"
+    PROJECTION_CONTENT = "projection_content"
+    PROJECTION_UNREADABLE = "projection_unreadable"
+    PROJECTION_ORPHAN = "projection_orphan"
+    PROJECTION_VERSION_MISSING = "projection_version_missing"
+    CACHE_OLDER = "cache_older"
+    CACHE_NEWER = "cache_newer"
+    CACHE_CONTENT = "cache_content"
+    CACHE_UNREADABLE = "cache_unreadable"
+
+    @property
+    def store(self) -> Store:
+        """Return the store that does not agree."""
+        return Store.CACHE if self.value.startswith("cache") else Store.DYNAMODB
+
+    @property
+    def misleads(self) -> bool:
+        """Whether a reader is answered wrongly, or may be; of the others Aurora is asked."""
+        return self not in _HARMLESS
+
+
+# Readers pass over what is missing or cannot be read, and ask Aurora.
+_HARMLESS: Final = frozenset(
+    {
+        Drift.PROJECTION_MISSING,
+        Drift.PROJECTION_UNREADABLE,
+        Drift.PROJECTION_VERSION_MISSING,
+        Drift.CACHE_UNREADABLE,
+    }
+)
+
+
+class Departure(Enum):
+    """In which way one place of a document is not what it should be."""
+
+    MISSING = "missing"
+    EXTRA = "extra"
+    TYPE = "type"
+    VALUE = "value"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One place of a document, such as ``author.name`` or ``tags[2]``; no value is told."""
+
+    path: str
+    departure: Departure
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing of one entity that does not agree. Versions are 0 where there is none."""
+
+    key: EntityKey
+    drift: Drift
+    expected_version: int
+    found_version: int
+    differences: tuple[Difference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SavedVersion:
+    """A version that was committed, and when."""
+
+    key: EntityKey
+    version: int
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """One look of the verifier at a key.
+
+    ``age`` is how long after the save it looked, zero for a row taken at random; ``version``
+    the one that Aurora had.
+    """
+
+    key: EntityKey
+    age: timedelta
+    version: int
+    time: datetime
+    drifts: tuple[Drift, ...] = ()
