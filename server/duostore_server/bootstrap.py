@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from duostore_server.access.limits import LimitsInForce
+from duostore_server.admin_use_cases import admin_of, permission_of
 from duostore_server.background_work import loop
 from duostore_server.config import quotas as quotas_of
 from duostore_server.config import read_models as read_models_of
 from duostore_server.domain.errors import Store, StoreError
+from duostore_server.in_force import CONTROLS_EVERY_SECONDS
 from duostore_server.rpc.chain import CallChain
 from duostore_server.rpc.health import HealthMonitor
 from duostore_server.rpc.server import SERVICES, Tls, listening
 from duostore_server.rpc.streams import Streams
 from duostore_server.storage.aurora.authority import AuroraAuthority
+from duostore_server.storage.aurora.backfills import AuroraBackfills
+from duostore_server.storage.aurora.controls import AuroraControls
 from duostore_server.storage.aurora.drafts import AuroraDrafts
+from duostore_server.storage.aurora.entities import AuroraEntities
 from duostore_server.storage.aurora.idempotency import AuroraIdempotency
 from duostore_server.storage.aurora.limits import AuroraLimits
 from duostore_server.storage.aurora.outbox import AuroraOutbox
@@ -30,6 +35,7 @@ from duostore_server.storage.aurora.probe import open_probe as open_aurora_probe
 from duostore_server.storage.aurora.queries import AuroraQueries
 from duostore_server.storage.aurora.source_changes import AuroraSourceChanges
 from duostore_server.storage.aurora.stale import AuroraStaleDocuments
+from duostore_server.storage.aurora.verifications import AuroraVerifications
 from duostore_server.storage.backoff import Backoff
 from duostore_server.storage.cache.memcached import MemcachedCache
 from duostore_server.storage.cache.memory import MemoryCache
@@ -43,12 +49,16 @@ from duostore_server.storage.dynamodb.guarded_snapshots import GuardedSnapshots
 from duostore_server.storage.dynamodb.ports import connections, open_ports
 from duostore_server.telemetry.causes import cause_of
 from duostore_server.telemetry.observed_authority import ObservedAuthority
+from duostore_server.telemetry.observed_backfills import ObservedBackfills
 from duostore_server.telemetry.observed_cache import ObservedCache
+from duostore_server.telemetry.observed_controls import ObservedControls
 from duostore_server.telemetry.observed_counters import ObservedCounters
 from duostore_server.telemetry.observed_dirty import ObservedDirtyHeads
 from duostore_server.telemetry.observed_drafts import ObservedDrafts
+from duostore_server.telemetry.observed_entities import ObservedEntities
 from duostore_server.telemetry.observed_heads import ObservedHeads
 from duostore_server.telemetry.observed_idempotency_rows import ObservedIdempotencyRows
+from duostore_server.telemetry.observed_items import ObservedProjectionItems
 from duostore_server.telemetry.observed_limits import ObservedLimits
 from duostore_server.telemetry.observed_outbox import ObservedOutbox
 from duostore_server.telemetry.observed_projections import ObservedProjections
@@ -57,15 +67,23 @@ from duostore_server.telemetry.observed_records import ObservedRecords
 from duostore_server.telemetry.observed_snapshots import ObservedSnapshots
 from duostore_server.telemetry.observed_source_changes import ObservedSourceChanges
 from duostore_server.telemetry.observed_stale import ObservedStaleDocuments
+from duostore_server.telemetry.observed_verifications import ObservedVerifications
 from duostore_server.use_cases import Quoting, data_access
 from duostore_server.workers.deferred import Deferred
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from types_boto3_dynamodb import DynamoDBClient
 
     from duostore_server.config import Settings
+    from duostore_server.domain.admin_ports import (
+        Backfills,
+        Controls,
+        Entities,
+        ProjectionItems,
+        Verifications,
+    )
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.ports import (
         Authority,
@@ -85,6 +103,8 @@ if TYPE_CHECKING:
         SourceChanges,
         StaleDocuments,
     )
+    from duostore_server.domain.status import Figures
+    from duostore_server.in_force import InForce
     from duostore_server.rpc.server import Listening
     from duostore_server.storage.dynamodb.ports import DynamoDBPorts
     from duostore_server.telemetry.metrics import Metrics
@@ -103,6 +123,11 @@ _STALL_MARGIN_SECONDS: Final = 5.0
 # Nobody waits for it, and a page of a large change, or a read model, may take a while.
 _FAN_OUT_SECONDS: Final = 60.0
 _FAN_OUT_CONNECTIONS: Final = 4
+# For what looks at many entities at a time: checks, backfills, the verifier.
+_OPERATING_SECONDS: Final = 10.0
+_OPERATING_CONNECTIONS: Final = 4
+_OPERATING_WAITING: Final = 32
+_POOLS_EVERY_SECONDS: Final = 5.0
 # One slow answer is not an outage; these many in a row, with none in between, are.
 _DYNAMODB_TOLERANCE: Final = 3
 _DYNAMODB_PAUSE_SECONDS: Final = (0.25, 0.5)
@@ -128,6 +153,11 @@ class Stores:
     queries: Queries
     source_changes: SourceChanges
     stale: StaleDocuments
+    controls: Controls
+    entities: Entities
+    verifications: Verifications
+    backfills: Backfills
+    items: ProjectionItems
     projections: Projections
     heads: Heads
     snapshots: Snapshots
@@ -138,6 +168,8 @@ class Stores:
     probes: tuple[Probe, ...]
     # Ends the queries whose callers have gone; one round.
     cancel_abandoned: Callable[[], bool]
+    # Shows how the pools of connections to Aurora are used; one round.
+    show_pools: Callable[[], bool]
 
 
 @contextmanager
@@ -177,6 +209,16 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
                 statement_timeout=_FAN_OUT_SECONDS,
             )
         )
+        operating_pool = stack.enter_context(
+            _aurora_pool(
+                settings,
+                "aurora-operating",
+                most=_OPERATING_CONNECTIONS,
+                waiting=_OPERATING_WAITING,
+                statement_timeout=_OPERATING_SECONDS,
+            )
+        )
+        pools = (pool, fan_out_pool, operating_pool)
         # What one port finds out of DynamoDB holds for the others.
         guard = Guard(_dynamodb_backoff())
         yield Stores(
@@ -185,6 +227,11 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
             rows=ObservedIdempotencyRows(AuroraIdempotency(pool), metrics),
             drafts=ObservedDrafts(AuroraDrafts(pool), metrics),
             limits=ObservedLimits(AuroraLimits(pool), metrics),
+            controls=ObservedControls(AuroraControls(pool), metrics),
+            entities=ObservedEntities(AuroraEntities(operating_pool), metrics),
+            verifications=ObservedVerifications(AuroraVerifications(operating_pool), metrics),
+            backfills=ObservedBackfills(AuroraBackfills(operating_pool), metrics),
+            items=ObservedProjectionItems(dynamodb.items, metrics),
             queries=ObservedQueries(queries, metrics),
             cancel_abandoned=queries.cancel_abandoned,
             source_changes=ObservedSourceChanges(
@@ -202,12 +249,29 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
             dirty_heads=ObservedDirtyHeads(dynamodb.dirty_heads, metrics),
             cache=ObservedCache(cache, metrics),
             probes=(aurora_probe, dynamodb.probe, cache_probe),
+            show_pools=partial(_show_pools, pools, metrics),
         )
 
 
+def _show_pools(pools: Collection[AuroraPool], metrics: Metrics) -> bool:
+    for pool in pools:
+        usage = pool.usage()
+        metrics.pool(usage.name, usage.idle, usage.used, usage.waiting)
+    return False
+
+
 @contextmanager
-def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Listening]:
-    """Answer calls while the block runs; drain at its end, and note what was completed."""
+def serving(
+    settings: Settings,
+    stores: Stores,
+    metrics: Metrics,
+    now: InForce,
+    figures: Callable[[], Figures],
+) -> Iterator[Listening]:
+    """Answer calls while the block runs; drain at its end, and note what was completed.
+
+    ``figures`` returns what all processes of the machine have counted.
+    """
     server = settings.server
     streams = Streams(stall=server.export_stall)
     completer = Deferred(stores.outbox.complete, batch=_COMPLETIONS_AT_A_TIME)
@@ -225,6 +289,11 @@ def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Li
         for name, work in (("completer", completer), ("recorder", recorder)):
             stack.callback(work.finish)
             stack.enter_context(loop(name, work.run_once, _DEFERRED_EVERY_SECONDS, metrics))
+        for name, refresh, rest in (
+            ("controls", now.controls.refresh, CONTROLS_EVERY_SECONDS),
+            ("pools", stores.show_pools, _POOLS_EVERY_SECONDS),
+        ):
+            stack.enter_context(loop(name, refresh, rest, metrics))
         if settings.quotas:
             _refresh_once(limits)
             stack.enter_context(loop("limits", limits.refresh, _LIMITS_EVERY_SECONDS, metrics))
@@ -238,6 +307,7 @@ def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Li
                 ("stalled", streams.cancel_stalled),
             ):
                 stack.enter_context(loop(name, look, _LOOK_EVERY_SECONDS, metrics))
+        admin, reporting = admin_of(settings, stores, metrics, now, figures)
         answering = stack.enter_context(
             listening(
                 address=str(server.address),
@@ -253,11 +323,13 @@ def serving(settings: Settings, stores: Stores, metrics: Metrics) -> Iterator[Li
                 reflect=server.reflection,
                 chain=chain,
                 data_access=data_access(
-                    settings, stores, metrics, quoting, completions=completer, answers=recorder
+                    settings, stores, metrics, quoting, now, completions=completer, answers=recorder
                 ),
+                admin=admin,
+                admin_permission=permission_of(settings),
             )
         )
-        monitor = HealthMonitor(answering.health, stores.probes, SERVICES)
+        monitor = HealthMonitor(answering.health, stores.probes, SERVICES, noted=reporting.noted)
         stack.enter_context(loop("health", monitor.run_once, _PROBE_EVERY_SECONDS, metrics))
         yield answering
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,10 +13,12 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from duostore_server import background_work, bootstrap
+from duostore_server.config import objectives
 from duostore_server.config import read_models as read_models_of
 from duostore_server.domain.errors import Store, StoreUnavailableError
 from duostore_server.embedded.dynamodb import EmbeddedDynamoDB
 from duostore_server.embedded.postgres import EmbeddedPostgres
+from duostore_server.in_force import CONTROLS_EVERY_SECONDS, in_force
 from duostore_server.stopping import stop_on_signals, stop_with_supervisor
 from duostore_server.storage.aurora import triggers
 from duostore_server.storage.aurora.migrate import (
@@ -27,7 +30,10 @@ from duostore_server.storage.aurora.migrate import (
 from duostore_server.storage.dynamodb.tables import create_tables
 from duostore_server.telemetry.causes import cause_of
 from duostore_server.telemetry.exposition import exposed
+from duostore_server.telemetry.figures_file import read_figures
 from duostore_server.telemetry.metrics import Metrics
+from duostore_server.telemetry.slo import EVERY_SECONDS, SloWatch
+from duostore_server.telemetry.tracing import traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,10 +115,13 @@ def run_worker(settings: Settings) -> None:
     checked = check_schema(settings)
     metrics = Metrics(CollectorRegistry())
     with ExitStack() as stack:
+        stack.enter_context(traced("worker"))
         stores = stack.enter_context(bootstrap.open_stores(settings, metrics))
         if not checked:
             stores = with_schema_probed(settings, stores)
-        answering = stack.enter_context(bootstrap.serving(settings, stores, metrics))
+        now = in_force(settings, stores.controls, metrics)
+        figures = partial(read_figures, os.environ["PROMETHEUS_MULTIPROC_DIR"])
+        answering = stack.enter_context(bootstrap.serving(settings, stores, metrics, now, figures))
         _log.info("serving", address=str(settings.server.address), port=answering.port)
         stop.wait()
         _log.info("draining")
@@ -124,10 +133,15 @@ def run_background(settings: Settings) -> None:
     stop_with_supervisor(stop)
     check_schema(settings)
     metrics = Metrics(CollectorRegistry())
-    with (
-        bootstrap.open_stores(settings, metrics) as stores,
-        background_work.background(settings, stores, metrics),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(traced("background"))
+        stores = stack.enter_context(bootstrap.open_stores(settings, metrics))
+        now = in_force(settings, stores.controls, metrics)
+        controls = now.controls.refresh
+        stack.enter_context(
+            background_work.loop("controls", controls, CONTROLS_EVERY_SECONDS, metrics)
+        )
+        stack.enter_context(background_work.background(settings, stores, metrics, now))
         _log.info("projecting")
         stop.wait()
 
@@ -150,6 +164,7 @@ def run_dev(settings: Settings, data: Path, ready: Callable[[], None]) -> None:
         triggers.install(postgres.dsn(), read_models_of(settings))
         # Of snapshots that the emulated DynamoDB, empty at each start, counts anew.
         forget_drafts(postgres.dsn())
+        stack.enter_context(traced("dev"))
         client = bootstrap.dynamodb_client(settings)
         create_tables(client, prefix=settings.dynamodb.table_prefix, pause=stop.wait)
         client.close()
@@ -157,7 +172,10 @@ def run_dev(settings: Settings, data: Path, ready: Callable[[], None]) -> None:
             address = settings.metrics.address
             stack.enter_context(exposed(address.host, address.port, registry))
         stores = stack.enter_context(bootstrap.open_stores(settings, metrics))
-        stack.enter_context(background_work.background(settings, stores, metrics))
-        stack.enter_context(bootstrap.serving(settings, stores, metrics))
+        now = in_force(settings, stores.controls, metrics)
+        watch = SloWatch(objectives(settings), registry, shown=metrics.slo)
+        stack.enter_context(background_work.loop("objectives", watch.look, EVERY_SECONDS, metrics))
+        stack.enter_context(background_work.background(settings, stores, metrics, now))
+        stack.enter_context(bootstrap.serving(settings, stores, metrics, now, watch.figures))
         ready()
         stop.wait()

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from duostore_server.config import Settings
     from duostore_server.domain.ports import Notes
     from duostore_server.domain.transactions import Idempotency, Recorded
+    from duostore_server.in_force import InForce
     from duostore_server.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
@@ -139,6 +140,7 @@ def data_access(
     stores: Stores,
     metrics: Metrics,
     quoting: Quoting,
+    now: InForce,
     *,
     completions: Notes[int],
     answers: Notes[tuple[Idempotency, Recorded]],
@@ -150,12 +152,13 @@ def data_access(
     keep = timedelta(seconds=settings.idempotency.keep)
     reader = Reader(
         sources={
-            Home.AURORA: ProjectedSource(stores.authority, stores.projections, codec.encode),
+            Home.AURORA: ProjectedSource(stores.authority, stores.projections, now.shapes),
             Home.DYNAMODB: HeadSource(stores.heads, codec.head_entity, utc_now),
         },
         cache=stores.cache,
         policies=policies,
         checks=checks,
+        shape_of=now.shapes.to_read,
         flights=Flights(),
         pauses=lease_pauses(settings.cache.lease_wait),
         pause=time.sleep,
@@ -179,7 +182,7 @@ def data_access(
             authority=stores.authority,
             rows=stores.rows,
             records=stores.records,
-            propagation=Propagation(stores.projections, stores.cache, codec.encode),
+            propagation=Propagation(stores.projections, stores.cache, now.shapes.project),
             completions=completions,
             answers=answers,
             policies=policies,
@@ -195,6 +198,7 @@ def data_access(
         policies=policies,
         checks=checks,
         keep=keep,
+        check_writable=now.controls.check_writable,
     )
     query_checks = QueryChecks(queries_of(settings))
     querying = Querying(

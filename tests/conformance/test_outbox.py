@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -245,6 +246,113 @@ def test_savers_claimers_and_completers_leave_nothing_behind(engine: Engine) -> 
     assert projected == {key(n): 4 * rounds // keys for n in range(keys)}
 
 
+def test_what_a_key_has_in_the_outbox_is_found(engine: Engine) -> None:
+    began = engine.outbox.backlog(soon())
+    assert engine.outbox.find([key(1)], soon()) == {}
+    first = save(engine, 1, IN_AN_HOUR)
+    engine.elapse(100)
+    second = save(engine, 1, IN_AN_HOUR)
+    other = save(engine, 2, IN_A_SECOND)
+    save(engine, 3)
+    keys = [key(4), key(2), key(1), EntityKey("", "proposal", "p-1"), key(1)]
+    found = engine.outbox.find(keys, soon())
+    assert set(found) == {key(1), key(2)}
+    assert found[key(1)].id == second > first
+    assert found[key(2)].id == other
+    # By the oldest change, and the earlier of two plans.
+    older, newer = found[key(1)], found[key(2)]
+    assert timedelta(seconds=100) <= newer.create_time - older.create_time < timedelta(seconds=130)
+    assert older.due_time - older.create_time == IN_AN_HOUR
+    assert newer.due_time - newer.create_time == IN_A_SECOND
+    assert began == Backlog(0, 0.0)
+    assert engine.outbox.find([], soon()) == {}
+
+
+def test_to_look_for_a_row_changes_nothing(engine: Engine) -> None:
+    saved = save(engine, 1)
+    before = engine.outbox.find([key(1)], soon())
+    assert engine.outbox.find([key(1)], soon()) == before
+    assert [row.id for row in engine.outbox.claim(9, soon())] == [saved]
+    # A claim is a plan like any other, and completion leaves nothing to find.
+    claimed = engine.outbox.find([key(1)], soon())[key(1)]
+    assert claimed.id == saved
+    assert claimed.due_time > before[key(1)].due_time
+    assert claimed.create_time == before[key(1)].create_time
+    engine.outbox.complete([saved], soon())
+    assert engine.outbox.find([key(1)], soon()) == {}
+
+
+def test_an_obligation_is_like_a_change(engine: Engine) -> None:
+    """Of a key that was never saved, too, and to be completed as such."""
+    saved = save(engine, 1, IN_AN_HOUR)
+    engine.outbox.complete([saved], soon())
+    rows = engine.outbox.oblige([key(1), key(2)], IN_A_SECOND, soon())
+    assert sorted(row.key.id for row in rows) == ["p-1", "p-2"]
+    assert all(row.id > saved for row in rows)
+    assert claim(engine) == []
+    engine.elapse(1.1)
+    assert sorted(row.id for row in engine.outbox.claim(9, soon())) == sorted(r.id for r in rows)
+    engine.outbox.complete([row.id for row in rows], soon())
+    assert depth(engine) == 0
+    assert list(engine.outbox.oblige([], IN_A_SECOND, soon())) == []
+
+
+def test_an_obligation_takes_the_place_of_the_row_that_is_there(engine: Engine) -> None:
+    saved = save(engine, 1, IN_A_SECOND)
+    before = engine.outbox.find([key(1)], soon())[key(1)]
+    (row,) = engine.outbox.oblige([key(1)], IN_AN_HOUR, soon())
+    after = engine.outbox.find([key(1)], soon())[key(1)]
+    assert row.id == after.id > saved
+    assert (after.create_time, after.due_time) == (before.create_time, before.due_time)
+    # Whoever projected the change before does not take it away.
+    engine.outbox.complete([saved], soon())
+    assert depth(engine) == 1
+    (sooner,) = engine.outbox.oblige([key(1)], AT_ONCE, soon())
+    assert [r.id for r in engine.outbox.claim(9, soon())] == [sooner.id]
+    assert depth(engine) == 1
+
+
+def test_a_change_after_an_obligation_outlives_its_completion(engine: Engine) -> None:
+    (row,) = engine.outbox.oblige([key(1)], IN_A_SECOND, soon())
+    saved = save(engine, 1, IN_AN_HOUR)
+    assert saved > row.id
+    engine.outbox.complete([row.id], soon())
+    engine.elapse(1.1)
+    assert [r.id for r in engine.outbox.claim(9, soon())] == [saved]
+
+
+def test_a_key_that_is_given_twice_is_obliged_once(engine: Engine) -> None:
+    rows = engine.outbox.oblige([key(1), key(2), key(1)], AT_ONCE, soon())
+    assert sorted(row.key.id for row in rows) == ["p-1", "p-2"]
+    assert depth(engine) == 2
+
+
+def test_many_that_oblige_and_save_the_same_keys_never_stand_in_a_circle(engine: Engine) -> None:
+    keys = [key(n) for n in range(20)]
+    barrier = threading.Barrier(THREADS)
+    newest: dict[EntityKey, int] = {}
+    guard = threading.Lock()
+
+    def oblige(thread: int) -> None:
+        rng = random.Random(thread)
+        barrier.wait()
+        for _ in range(15):
+            if thread % 4 == 0:
+                changes = [Change(k, {}, None, IN_AN_HOUR) for k in rng.sample(keys, 10)]
+                written = engine.authority.write(write_of(*changes), soon()).written
+                ids = {each.entity.key: each.outbox_id for each in written}
+            else:
+                rows = engine.outbox.oblige(rng.sample(keys, 15), IN_AN_HOUR, soon())
+                ids = {row.key: row.id for row in rows}
+            with guard:
+                newest.update({k: max(id_, newest.get(k, 0)) for k, id_ in ids.items()})
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(oblige, range(THREADS)))
+    found = engine.outbox.find(keys, soon())
+    assert {k: change.id for k, change in found.items()} == newest
+
+
 def test_a_deadline_that_passed_stops_a_call_before_it_begins(engine: Engine) -> None:
     saved = save(engine, 1)
     for deadline in (Deadline.after(0), Deadline.after(10, cancelled=lambda: True)):
@@ -254,4 +362,8 @@ def test_a_deadline_that_passed_stops_a_call_before_it_begins(engine: Engine) ->
             engine.outbox.complete([saved], deadline)
         with pytest.raises(DeadlineExceededError):
             engine.outbox.backlog(deadline)
+        with pytest.raises(DeadlineExceededError):
+            engine.outbox.find([key(1)], deadline)
+        with pytest.raises(DeadlineExceededError):
+            engine.outbox.oblige([key(2)], AT_ONCE, deadline)
     assert claim(engine) == [key(1)]

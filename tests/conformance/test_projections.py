@@ -11,8 +11,6 @@ import itertools
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,18 +27,30 @@ from duostore_server.domain.errors import (
 )
 from duostore_server.domain.keys import EntityKey
 from duostore_server.embedded.dynamodb import EmbeddedDynamoDB
-from duostore_server.storage.dynamodb.client import make_client
 from duostore_server.storage.dynamodb.errors import ErrorEdge
 from duostore_server.storage.dynamodb.items import encode
 from duostore_server.storage.dynamodb.probe import open_probe
-from duostore_server.storage.dynamodb.projections import direct_projections, open_projections
+from duostore_server.storage.dynamodb.projections import direct_projections
 from duostore_server.storage.dynamodb.table import ProjectionTable
 from duostore_server.storage.dynamodb.tables import (
     create_tables,
     missing_tables,
-    projection_table,
 )
+from tests.support.dynamodb_engines import never, patient_client
 from tests.support.dynamodb_traffic import Traffic
+from tests.support.projection_engines import (
+    COMPRESS_ABOVE,
+    ENGINES,
+    KEY,
+    TEXT,
+    UNREADABLE,
+    Engine,
+    direct,
+    engine_named,
+    key_of,
+    soon,
+    value,
+)
 from tests.support.simulated_dynamodb import SimulatedDynamoDB
 
 if TYPE_CHECKING:
@@ -48,133 +58,28 @@ if TYPE_CHECKING:
 
     from types_boto3_dynamodb import DynamoDBClient
 
-    from duostore_server.domain.ports import Projections
     from tests.support.servers import DynamoDBLocal
 
 TABLES = ("projection", "snapshot", "idempotency", "counter")
-KEY = EntityKey("acme", "proposal", "p-1")
-TEXT = b"every reader that starts from now on sees it; " * 50
-COMPRESS_ABOVE = 1024
 # An item has 409,600 bytes; so much of them is not payload.
 OVERHEAD = 100
 
 
-def soon() -> Deadline:
-    return Deadline.after(30)
-
-
-def value(version: int, payload: bytes = b"payload") -> Projection:
-    return Projection(version, Form.VALUE, payload)
-
-
-def key_of(number: int) -> EntityKey:
-    return EntityKey("acme", "proposal", f"p-{number}")
-
-
-@dataclass
-class Engine:
-    client: DynamoDBClient
-    prefix: str
-    projections: Projections
-    unreadable: list[tuple[EntityKey, int, str]] = field(default_factory=list)
-    counts_base64: bool = False
-
-    @property
-    def table(self) -> str:
-        return projection_table(self.prefix)
-
-    def read(self, key: EntityKey) -> Projection | None:
-        return self.projections.read((key,), soon()).get(key)
-
-    def put(self, projection: Projection, key: EntityKey = KEY) -> Projection:
-        return self.projections.put(key, projection, soon())
-
-    def item(self, key: EntityKey = KEY) -> dict[str, Any]:
-        return dict(
-            self.client.get_item(
-                TableName=self.table, Key={"pk": {"S": str(key)}}, ConsistentRead=True
-            )["Item"]
-        )
-
-    def damage(self, key: EntityKey, **attributes: Any) -> None:
-        self.client.put_item(TableName=self.table, Item={"pk": {"S": str(key)}, **attributes})
-
-
-def never(_seconds: float) -> None:
-    raise AssertionError("nothing is to be waited for")
-
-
-@contextmanager
-def threaded(client: DynamoDBClient, prefix: str, *, statements: bool = True) -> Iterator[Engine]:
-    create_tables(client, prefix=prefix, pause=time.sleep)
-    unreadable: list[tuple[EntityKey, int, str]] = []
-    with open_projections(
-        client,
-        prefix=prefix,
-        unreadable=lambda *problem: unreadable.append(problem),
-        compress_above=COMPRESS_ABOVE,
-        timeout=20,
-        statements=statements,
-    ) as projections:
-        yield Engine(client, prefix, projections, unreadable)
-
-
-def direct(client: DynamoDBClient, prefix: str, *, statements: bool) -> Engine:
-    create_tables(client, prefix=prefix, pause=never)
-    unreadable: list[tuple[EntityKey, int, str]] = []
-    projections = direct_projections(
-        client,
-        prefix=prefix,
-        unreadable=lambda *problem: unreadable.append(problem),
-        pause=never,
-        clock=time.monotonic,
-        compress_above=COMPRESS_ABOVE,
-        statements=statements,
-    )
-    return Engine(client, prefix, projections, unreadable)
-
-
-def client_of(endpoint_url: str) -> DynamoDBClient:
-    return make_client(
-        region="us-east-1", endpoint_url=endpoint_url, connect_timeout=5, read_timeout=20
-    )
-
-
 @pytest.fixture(scope="module")
 def dynamodb_client(dynamodb: DynamoDBLocal) -> Iterator[DynamoDBClient]:
-    with closing(client_of(dynamodb.endpoint_url)) as client:
+    with patient_client(dynamodb.endpoint_url) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def embedded_client() -> Iterator[DynamoDBClient]:
-    with EmbeddedDynamoDB() as server, closing(client_of(server.endpoint_url)) as client:
+    with EmbeddedDynamoDB() as server, patient_client(server.endpoint_url) as client:
         yield client
 
 
-@pytest.fixture(
-    params=[
-        "dynamodb_local",
-        "single_puts",  # the same, with no statements
-        "only_statements",  # the same, with no puts but of what statements did not apply
-        "embedded",
-        "simulated",
-        "simulated_single_puts",
-    ]
-)
+@pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest, table_prefix: str) -> Iterator[Engine]:
-    name = request.param
-    if name in ("simulated", "simulated_single_puts"):
-        yield direct(SimulatedDynamoDB().client, table_prefix, statements=name == "simulated")
-        return
-    client: DynamoDBClient = request.getfixturevalue(
-        "embedded_client" if name == "embedded" else "dynamodb_client"
-    )
-    if name == "only_statements":
-        yield direct(client, table_prefix, statements=True)
-        return
-    with threaded(client, table_prefix, statements=name == "dynamodb_local") as engine:
-        engine.counts_base64 = name == "embedded"
+    with engine_named(request.param, request, table_prefix) as engine:
         yield engine
 
 
@@ -375,40 +280,6 @@ def test_compression_comes_before_the_limit(engine: Engine) -> None:
     assert engine.read(KEY) == large
 
 
-GARBAGE = {"payload": {"B": b"garbage"}, "encoding": {"S": "zstd"}}
-FRAME = encode(KEY, value(1, TEXT), compress_above=0).item["payload"]["B"]
-UNREADABLE = {
-    "nothing": ({}, 0),
-    "no version": ({"form": {"S": "value"}, "payload": {"B": b"p"}}, 0),
-    "version of text": ({"version": {"S": "7"}, "form": {"S": "tombstone"}}, 0),
-    "version zero": ({"version": {"N": "0"}, "form": {"S": "tombstone"}}, 0),
-    "no form": ({"version": {"N": "7"}}, 7),
-    "form of a number": ({"version": {"N": "7"}, "form": {"N": "1"}}, 7),
-    "unknown form": ({"version": {"N": "7"}, "form": {"S": "essay"}}, 7),
-    "no payload": ({"version": {"N": "7"}, "form": {"S": "value"}}, 7),
-    "payload of text": ({"version": {"N": "7"}, "form": {"S": "value"}, "payload": {"S": "p"}}, 7),
-    "corrupt payload": ({"version": {"N": "7"}, "form": {"S": "value"}, **GARBAGE}, 7),
-    "torn payload": (
-        {
-            "version": {"N": "7"},
-            "form": {"S": "value"},
-            "payload": {"B": FRAME[:-3]},
-            "encoding": {"S": "zstd"},
-        },
-        7,
-    ),
-    "unknown encoding": (
-        {
-            "version": {"N": "7"},
-            "form": {"S": "value"},
-            "payload": {"B": b"p"},
-            "encoding": {"S": "brotli"},
-        },
-        7,
-    ),
-}
-
-
 @pytest.mark.parametrize("damaged", UNREADABLE.values(), ids=UNREADABLE)
 def test_an_item_that_cannot_be_read_is_a_stub(
     engine: Engine, damaged: tuple[dict[str, Any], int]
@@ -596,7 +467,7 @@ class Unconditional(SimulatedDynamoDB):
 def test_only_a_strongly_consistent_read_sees_the_newest(
     kind: type[SimulatedDynamoDB], seen: Projection | None
 ) -> None:
-    engine = direct(kind(staleness=lambda *_: 0).client, "", statements=True)
+    engine = direct(kind(staleness=lambda *_: 0).client)
     engine.put(value(1))
     engine.put(value(2))
     assert engine.read(KEY) == seen
@@ -604,7 +475,7 @@ def test_only_a_strongly_consistent_read_sees_the_newest(
 
 @pytest.mark.parametrize(("kind", "held"), [(SimulatedDynamoDB, 5), (Unconditional, 4)])
 def test_only_a_conditional_put_keeps_the_newest(kind: type[SimulatedDynamoDB], held: int) -> None:
-    engine = direct(kind().client, "", statements=False)
+    engine = direct(kind().client, statements=False)
     engine.put(value(5))
     engine.put(value(4))
     assert engine.read(KEY) == value(held)

@@ -22,6 +22,7 @@ from duostore_server.access.dynamodb_home import DynamoDBHome
 from duostore_server.access.flights import Flights
 from duostore_server.access.propagation import Propagation
 from duostore_server.access.reading import Reader
+from duostore_server.access.shapes import Shapes
 from duostore_server.access.sources import HeadSource, ProjectedSource
 from duostore_server.access.writing import Writer
 from duostore_server.domain.deadline import Deadline
@@ -57,6 +58,7 @@ _POLICIES = Policies(
         "state": _kind(ProjectionMode.INLINE, Home.DYNAMODB),
     }
 )
+_SHAPES = Shapes(_POLICIES, codec.encode)
 _NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 _NODE = "cache:11211"
 # No scene publishes a snapshot.
@@ -96,12 +98,13 @@ class Deployment(Stores):
     def make_reader(self) -> Reader:
         return self._design.reader(
             sources={
-                Home.AURORA: self._design.source(self.authority, self._projections(), codec.encode),
+                Home.AURORA: self._design.source(self.authority, self._projections(), _SHAPES),
                 Home.DYNAMODB: HeadSource(self._heads(), codec.head_entity, lambda: _NOON),
             },
             cache=self._cache(),
             policies=_POLICIES,
             checks=Checks(_POLICIES),
+            shape_of=_SHAPES.to_read,
             flights=Flights(),
             pauses=(0.005, 0.010),
             pause=lambda _: self.world.step("pause"),
@@ -133,6 +136,7 @@ class Deployment(Stores):
             policies=_POLICIES,
             checks=Checks(_POLICIES),
             keep=timedelta(hours=24),
+            check_writable=lambda _: None,
         )
 
     def make_projector(self) -> Projector:
@@ -153,7 +157,7 @@ class Deployment(Stores):
         return tuple(self.completer_beside(name)._notes)
 
     def _propagation(self) -> Propagation:
-        return self._design.propagation(self._projections(), self._cache(), codec.encode)
+        return self._design.propagation(self._projections(), self._cache(), _SHAPES.project)
 
     def _projections(self) -> DynamoProjections:
         return direct_projections(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from duostore_server.domain.entities import Backlog, Entity, OutboxRow
+from duostore_server.domain.entities import Backlog, Entity, OutboxRow, PendingChange
 from duostore_server.domain.errors import (
     EntityExistsError,
     EntityNotFoundError,
@@ -79,6 +79,10 @@ def _place(change: Change) -> tuple[str, str, str]:
     return change.key.tenant, change.key.kind, change.key.id
 
 
+def _at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
 def _by_key(item: tuple[EntityKey, Entity]) -> str:
     return str(item[0])
 
@@ -89,12 +93,13 @@ class FakeAuthority:
     Those are ``Authority``, ``Outbox``, ``Drafts`` and ``IdempotencyRows``. ``step`` is
     called just before an operation takes effect, with ``authority.read``,
     ``authority.commit``, ``outbox.claim``, ``outbox.complete``, ``outbox.backlog``,
-    ``drafts.fold`` or ``idempotency.purge``; no lock is held then. A transaction has taken
-    its outbox ids by that time, so that, as in PostgreSQL, ids of different keys are
-    committed in any order. Its versions are computed at the commit, which is what waiting
-    for row locks comes to. ``observe`` is told the ids: what a caller gets to see in between
-    its steps. ``after_commit`` is called with each change that was committed before ``write``
-    returns. ``clock`` gives seconds since 1970, a claim holds for ``claim`` of them.
+    ``outbox.find``, ``outbox.oblige``, ``drafts.fold`` or ``idempotency.purge``; no lock is held
+    then. A transaction has taken its outbox ids by that time, so that, as in PostgreSQL, ids
+    of different keys are committed in any order. Its versions are computed at the commit,
+    which is what waiting for row locks comes to. ``observe`` is told the ids: what a caller
+    gets to see in between its steps. ``after_commit`` is called with each change that was
+    committed before ``write`` returns. ``clock`` gives seconds since 1970, a claim holds for
+    ``claim`` of them.
     """
 
     def __init__(
@@ -168,6 +173,32 @@ class FakeAuthority:
             now = self._clock()
             oldest = min((row.create_time for row in self._outbox.values()), default=now)
             return Backlog(len(self._outbox), max(0.0, now - oldest))
+
+    def find(
+        self, keys: Collection[EntityKey], deadline: Deadline
+    ) -> Mapping[EntityKey, PendingChange]:
+        deadline.bound(_OWN_TIMEOUT)
+        self._step("outbox.find")
+        with self._lock:
+            return {
+                key: PendingChange(row.id, _at(row.create_time), _at(row.due_time))
+                for key in keys
+                if (row := self._outbox.get(key))
+            }
+
+    def oblige(
+        self, keys: Collection[EntityKey], due_after: timedelta, deadline: Deadline
+    ) -> Sequence[OutboxRow]:
+        deadline.bound(_OWN_TIMEOUT)
+        self._step("outbox.oblige")
+        with self._lock:
+            now = self._clock()
+            rows = [OutboxRow(self._next_id(), key) for key in sorted(set(keys), key=str)]
+            for row in rows:
+                self._queue(row.key, row.id, now, due_after)
+        for row in rows:
+            self._observe(row.id)
+        return rows
 
     def fold(self, drafts: Sequence[Draft], deadline: Deadline) -> Mapping[EntityKey, int]:
         deadline.bound(_OWN_TIMEOUT)
@@ -307,14 +338,17 @@ class FakeAuthority:
         # A writer that waited for the row's lock takes its id after that.
         if outbox_id < self._newest_id.get(change.key, 0):
             outbox_id = self._next_id()
-        row = Row(outbox_id, now + change.due_after / timedelta(seconds=1), now)
-        if waiting := self._outbox.get(change.key):
+        self._entities[change.key] = entity
+        self._queue(change.key, outbox_id, now, change.due_after)
+        return Written(entity, outbox_id)
+
+    def _queue(self, key: EntityKey, outbox_id: int, now: float, due_after: timedelta) -> None:
+        row = Row(outbox_id, now + due_after / timedelta(seconds=1), now)
+        if waiting := self._outbox.get(key):
             due_time = min(waiting.due_time, row.due_time)
             row = Row(outbox_id, due_time, waiting.create_time)
-        self._entities[change.key] = entity
-        self._outbox[change.key] = row
-        self._newest_id[change.key] = outbox_id
-        return Written(entity, outbox_id)
+        self._outbox[key] = row
+        self._newest_id[key] = outbox_id
 
     def _next(self, change: Change, now: datetime) -> Entity:
         """Return the version that the change makes of what is there."""

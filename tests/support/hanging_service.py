@@ -13,8 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from duostore.v1 import data_access_pb2
+from duostore.v1 import admin_pb2, admin_pb2_grpc, data_access_pb2
 from duostore_server.rpc.chain import CallChain
+from duostore_server.rpc.permission import Permission
 from duostore_server.rpc.server import listening
 from duostore_server.rpc.streams import Streams
 from duostore_server.telemetry.metrics import Metrics
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
     from duostore_server.rpc.chain import Call
 
 THREADS = 24
+OPEN = Permission(token=None, callers=(), open=True)
 
 
 class Hanging:
-    """The RPCs of a service that does not answer until ``go_on`` is set, but for BatchGet."""
+    """The RPCs of services that do not answer until ``go_on`` is set.
+
+    But for BatchGet, GetStatus, and what tells about twice a second how far it is.
+    """
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
@@ -48,6 +53,8 @@ class Hanging:
     def BatchGet(self, _request: object, _call: Call) -> bytes:  # noqa: N802
         return b""
 
+    Explain = SetReadOnly = ListFlags = SetFlag = _answer
+    GetStatus = BatchGet
     Get = Save = Delete = Transact = _answer
     Snapshot = GetSnapshot = ListSnapshots = Quota = SettleQuota = Query = _answer
 
@@ -63,6 +70,18 @@ class Hanging:
         finally:
             self.closed.release()
 
+    def CheckConsistency(self, _request: object, call: Call) -> Generator[bytes, None, None]:  # noqa: N802
+        """Tell nothing, ten times a second, as long as anybody waits."""
+        self.under_way.release()
+        try:
+            while not self.go_on.wait(0.1):
+                call.deadline.bound(CALL_SECONDS)
+                yield b""
+        finally:
+            self.closed.release()
+
+    Backfill = CheckConsistency
+
 
 class Server:
     """A server over ``calls``, and a channel to it."""
@@ -76,6 +95,7 @@ class Server:
         self.health = health
         self.channel = channel
         self.data: Any = Caller(channel).stub
+        self.admin: Any = admin_pb2_grpc.AdminStub(channel)
         self.checks: Any = health_pb2_grpc.HealthStub(channel)
         self.reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
 
@@ -92,6 +112,12 @@ class Server:
     def export(self, *, within: float = CALL_SECONDS) -> Any:
         """Start an export; return it once it is under way, with its first message read."""
         stream = self.data.Export(data_access_pb2.ExportRequest(), timeout=within)
+        next(stream)
+        return stream
+
+    def check_consistency(self) -> Any:
+        """Start a check; return it once it is under way, with its first message read."""
+        stream = self.admin.CheckConsistency(admin_pb2.CheckConsistencyRequest(all=True))
         next(stream)
         return stream
 
@@ -130,6 +156,7 @@ def server(
     stall: float = 30.0,
     max_connection_age: float = 600.0,
     connection_age_grace: float = 30.0,
+    permission: Permission = OPEN,
 ) -> Iterator[Server]:
     """Serve with room for two exports, and two threads for queries."""
     calls = Hanging()
@@ -159,6 +186,8 @@ def server(
             reflect=True,
             chain=chain,
             data_access=calls,  # type: ignore[arg-type]  # stands in for DataAccess
+            admin=calls,  # type: ignore[arg-type]  # and for Admin
+            admin_permission=permission,
         ) as answering,
     ):
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from duostore_server import background_work, bootstrap
 from duostore_server.config import load, read_models
+from duostore_server.domain.status import Figures
+from duostore_server.in_force import in_force
 from duostore_server.storage.aurora import triggers
 from duostore_server.storage.aurora.migrate import migrate
 from duostore_server.storage.dynamodb.tables import create_tables
@@ -68,9 +70,9 @@ def in_process(
     client.close()
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    with (
-        bootstrap.open_stores(settings, metrics) as stores,
-        background_work.background(settings, stores, metrics),
-        bootstrap.serving(settings, stores, metrics),
-    ):
+    with ExitStack() as stack:
+        stores = stack.enter_context(bootstrap.open_stores(settings, metrics))
+        now = in_force(settings, stores.controls, metrics)
+        stack.enter_context(background_work.background(settings, stores, metrics, now))
+        stack.enter_context(bootstrap.serving(settings, stores, metrics, now, Figures))
         yield InProcess(f"127.0.0.1:{port}", dsn, stores, registry)

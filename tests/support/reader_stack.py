@@ -9,7 +9,8 @@ from duostore_server import codec
 from duostore_server.access.checks import Checks
 from duostore_server.access.flights import Flights
 from duostore_server.access.reading import Reader
-from duostore_server.access.sources import HeadSource, ProjectedSource
+from duostore_server.access.shapes import Shapes
+from duostore_server.access.sources import HeadSource, ProjectedSource, is_behind
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.entities import Cached, Form, Lease, Projection
 from duostore_server.domain.errors import (
@@ -26,6 +27,7 @@ from tests.support.fake_authority import FakeAuthority
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from duostore_server.domain.controls import FlagValue
     from duostore_server.domain.entities import Reading
     from duostore_server.domain.snapshots import Head
 
@@ -87,7 +89,7 @@ class FakeProjections:
     def put(self, key: EntityKey, projection: Projection, deadline: Deadline) -> Projection:
         deadline.bound(1.0)
         held = self.held.get(key)
-        if held is None or held.version < projection.version:
+        if held is None or is_behind(held, projection):
             self.held[key] = projection
         return self.held[key]
 
@@ -144,8 +146,9 @@ class Stack:
         pause: Callable[[float], None] | None = None,
         jitter: float = 1.0,
         cache_ttl: float = 60.0,
+        policies: Policies | None = None,
     ) -> None:
-        policies = _policies(cache_ttl)
+        policies = policies or _policies(cache_ttl)
         self.clock = Clock()
         self.asked: list[str] = []
         self.paused: list[float] = []
@@ -161,14 +164,17 @@ class Stack:
         self.now = NOON
         self.flights = Flights()
         self.during_pause: Callable[[], object] = _nothing
+        self.flags: dict[str, FlagValue] = {}
+        self.shapes = Shapes(policies, codec.encode, self.flags.__getitem__)
         self.reader = reader(
             sources={
-                Home.AURORA: ProjectedSource(self.authority, self.projections, codec.encode),
+                Home.AURORA: ProjectedSource(self.authority, self.projections, self.shapes),
                 Home.DYNAMODB: HeadSource(self.heads, codec.head_entity, lambda: self.now),
             },
             cache=self.cache,
             policies=policies,
             checks=Checks(policies),
+            shape_of=self.shapes.to_read,
             flights=self.flights,
             pauses=pauses,
             pause=pause or self._pause,

@@ -21,7 +21,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from tests.support.dynamodb_expressions import parse
 from tests.support.simulated_memcached import Delivery, Fault
-from tests.support.simulated_tables import Tables, refused
+from tests.support.simulated_tables import Tables, place_of, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -39,11 +39,13 @@ _MAX_KEYS = 100
 _MAX_STATEMENTS = 25
 _MAX_PUTS = 25
 _MAX_ACTIONS = 100
+_MAX_PARTS = 1_000_000
 _CONDITIONAL = {
     *("TableName", "ConditionExpression", "ExpressionAttributeNames"),
     *("ExpressionAttributeValues", "ReturnValuesOnConditionCheckFailure"),
 }
 _PUT = {*_CONDITIONAL, "Item"}
+_SCAN = {"TableName", "ConsistentRead", "Limit", "ExclusiveStartKey"}
 _UPDATE = {*_CONDITIONAL, "Key", "UpdateExpression"}
 
 
@@ -171,6 +173,17 @@ class SimulatedDynamoDB:
 
         return self._execute(_label("PutItem", key), apply)
 
+    def delete_item(self, **request: Any) -> dict[str, Any]:
+        """Delete an item if its condition holds; else raise as ``put_item``."""
+        _understand(request, {*_CONDITIONAL, "Key"})
+        key = self._tables.table(request["TableName"], "DeleteItem").exact_key(request["Key"])
+
+        def apply() -> dict[str, Any]:
+            self._tables.delete(request, "DeleteItem")
+            return {}
+
+        return self._execute(_label("DeleteItem", key), apply)
+
     def update_item(self, **request: Any) -> dict[str, Any]:
         """Update an item, or create it, if its condition holds; else raise as ``put_item``."""
         _understand(request, {*_UPDATE, "ReturnValues"})
@@ -211,6 +224,29 @@ class SimulatedDynamoDB:
         _understand(request, {"TableName", "Key", "ConsistentRead"})
         item = self._read(request["TableName"], request, request["Key"], "GetItem")
         return {} if item is None else {"Item": dict(item)}
+
+    def scan(self, **request: Any) -> dict[str, Any]:
+        """Read items in the order of their places, all at one moment."""
+        _understand(request, {*_SCAN, "Segment", "TotalSegments"})
+        assert request["ConsistentRead"], "of a scan that may be stale nothing is known here"
+        table = self._tables.table(request["TableName"], "Scan")
+        part, parts = request.get("Segment", 0), request.get("TotalSegments", 1)
+        assert 0 <= part < parts <= _MAX_PARTS
+        assert request["Limit"] > 0
+
+        def apply() -> dict[str, Any]:
+            items = self._tables.part(request["TableName"], part, parts, "Scan")
+            if "ExclusiveStartKey" in request:
+                start = place_of(table.exact_key(request["ExclusiveStartKey"]))
+                items = [item for item in items if place_of(table.key_of(item)) > start]
+            page = items[: request["Limit"]]
+            answer: dict[str, Any] = {"Items": [dict(item) for item in page]}
+            # So does DynamoDB, though there be no more.
+            if len(page) == request["Limit"]:
+                answer["LastEvaluatedKey"] = {name: page[-1][name] for name in table.key_names}
+            return answer
+
+        return self._execute("Scan", apply)
 
     def batch_get_item(self, **request: Any) -> dict[str, Any]:
         """Read up to 100 items, each at a moment of its own."""

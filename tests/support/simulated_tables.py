@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import md5
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from botocore.exceptions import ClientError
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 # The values of an item's key: pk, and sk if the table has one.
 Key: TypeAlias = "tuple[str, ...]"
+
+# Where items may lie: by a hash of their keys, as far as anybody can tell.
+PLACES = 1 << 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +78,26 @@ class Tables:
 
     def write(self, request: Mapping[str, Any], operation: str) -> tuple[Item, Iterable[str]]:
         """Put or update; return the item that it came to, and the attributes that were set."""
-        reason = self._refusal(request, operation)
-        if reason["Code"] != "None":
-            error = refused(operation, "ConditionalCheckFailedException", reason["Message"])
-            if "Item" in reason:
-                cast("dict[str, Any]", error.response)["Item"] = reason["Item"]
-            raise error
+        self._must_hold(request, operation)
         item, assigned = self._result(request, operation)
         table, key = self.key(request, operation)
         self.table(table, operation).states(key).append(item)
         return item, assigned
+
+    def delete(self, request: Mapping[str, Any], operation: str) -> None:
+        """Delete an item, whether it is there or not."""
+        self._must_hold(request, operation)
+        table, key = self.key(request, operation)
+        self.table(table, operation).states(key).append(None)
+
+    def part(self, name: str, part: int, parts: int, operation: str) -> list[Item]:
+        """Return the items in a part of a table, in the order in which a scan comes by them."""
+        placed = [
+            (place, states[-1])
+            for key, states in self.table(name, operation).items.items()
+            if (place := place_of(key)) * parts // PLACES == part
+        ]
+        return [item for _, item in sorted(placed, key=itemgetter(0)) if item is not None]
 
     def transact(self, requests: Sequence[Mapping[str, Any]], operation: str) -> None:
         """Put and update all, or raise with the reasons of each."""
@@ -117,6 +132,15 @@ class Tables:
         if not all(self.table(table, operation).key_of(item)):
             raise refused(operation, "ValidationException", "A key may not be empty")
 
+    def _must_hold(self, request: Mapping[str, Any], operation: str) -> None:
+        reason = self._refusal(request, operation)
+        if reason["Code"] == "None":
+            return
+        error = refused(operation, "ConditionalCheckFailedException", reason["Message"])
+        if "Item" in reason:
+            cast("dict[str, Any]", error.response)["Item"] = reason["Item"]
+        raise error
+
     def _refusal(self, request: Mapping[str, Any], operation: str) -> dict[str, Any]:
         """Return why a put or an update is refused, as transactions tell it."""
         table, key = self.key(request, operation)
@@ -146,6 +170,11 @@ def _size(value: str | bytes | bool) -> int:  # noqa: FBT001 - the value of an a
     if isinstance(value, bool):
         return 1
     return len(value if isinstance(value, bytes) else value.encode())
+
+
+def place_of(key: Key) -> int:
+    """Return where an item lies, whether it is there or not."""
+    return int.from_bytes(md5("\0".join(key).encode(), usedforsecurity=False).digest(), "big")
 
 
 def refused(operation: str, code: str, message: str) -> ClientError:

@@ -11,8 +11,10 @@ from duostore_server.access.committing import Committer
 from duostore_server.access.drafting import Drafting
 from duostore_server.access.dynamodb_home import DynamoDBHome
 from duostore_server.access.propagation import Propagation
+from duostore_server.access.shapes import Shapes
 from duostore_server.access.writing import Writer
 from duostore_server.domain.deadline import Deadline
+from duostore_server.domain.errors import ReadOnlyError
 from duostore_server.domain.keys import EntityKey
 from duostore_server.domain.policies import (
     Home,
@@ -33,7 +35,7 @@ from tests.support.fake_authority import FakeAuthority
 from tests.support.reader_stack import FakeProjections, Told
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from duostore_server.domain.snapshots import HeadChange, NewSnapshot
     from duostore_server.domain.transactions import (
@@ -151,12 +153,15 @@ class WriterStack:
             keep=HOUR,
             max_answer_bytes=max_answer_bytes,
         )
+        self.read_only: set[str] = set()
         self.writer = Writer(
             committer=Committer(
                 authority=self.authority,
                 rows=Told("rows", self.rows, self.asked),
                 records=self.records,
-                propagation=Propagation(self.projections, self.cache, codec.encode),
+                propagation=Propagation(
+                    self.projections, self.cache, Shapes(POLICIES, codec.encode).project
+                ),
                 completions=self.completions,
                 answers=self.answers,
                 policies=POLICIES,
@@ -172,7 +177,13 @@ class WriterStack:
             policies=POLICIES,
             checks=checks,
             keep=HOUR,
+            check_writable=self._check_writable,
         )
+
+    def _check_writable(self, kinds: Iterable[str]) -> None:
+        for kind in kinds:
+            if kind in self.read_only:
+                raise ReadOnlyError(kind, "maintenance")
 
     def save(self, key: EntityKey = PROPOSAL, content: Any = None, **options: Any) -> Outcome:
         """Save as callers do; ``precondition`` and ``idempotency_key`` are options."""

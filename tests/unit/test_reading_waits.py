@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from duostore_server import codec
 from duostore_server.access.propagation import Propagation
 from duostore_server.access.reading import Reader, lease_pauses
 from duostore_server.domain.deadline import MARGIN_SECONDS, Deadline
@@ -205,7 +204,7 @@ def read_during_an_older_flight(reader: type[Reader]) -> tuple[int, int]:
         assert may_land.wait(WITHIN)
 
     stack.cache.before["fill"] = hold_back
-    propagation = Propagation(stack.stored, stack.entries, codec.encode)
+    propagation = Propagation(stack.stored, stack.entries, stack.shapes.project)
     with ThreadPoolExecutor(2) as pool:
         try:
             older = pool.submit(stack.reader.get, KEY, soon)

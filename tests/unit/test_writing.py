@@ -14,6 +14,7 @@ from duostore_server.domain.errors import (
     EntityExistsError,
     IdempotencyKeyReusedError,
     InvalidRequestError,
+    ReadOnlyError,
     SnapshotNotFoundError,
     Store,
     StoreUnavailableError,
@@ -331,3 +332,44 @@ def test_what_was_not_committed_is_not_propagated(error: DuostoreError) -> None:
         stack.save(**K)
     assert stack.asked == ["records.read", "aurora.write"]
     assert stack.answers == []
+
+
+@pytest.mark.parametrize("kind", [PROPOSAL, NOTE, STATE])
+def test_what_is_read_only_is_not_written(kind: EntityKey) -> None:
+    stack = WriterStack()
+    stack.read_only = {kind.kind}
+    with pytest.raises(ReadOnlyError, match="maintenance"):
+        stack.save(kind)
+    with pytest.raises(ReadOnlyError):
+        stack.writer.delete(kind, None, soon(), origin=ORIGIN)
+    assert stack.asked == []
+
+
+def test_a_transaction_is_refused_if_it_writes_what_is_read_only_and_not_if_it_checks_it() -> None:
+    stack = WriterStack()
+    stack.save(OTHER)
+    stack.save(NOTE)
+    stack.read_only = {NOTE.kind}
+    transact(stack, Save(PROPOSAL, {"a": 1}, None), Check(NOTE, 1))
+    with pytest.raises(ReadOnlyError):
+        transact(stack, Save(PROPOSAL, {"a": 2}, None), Save(NOTE, {"a": 2}, None))
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_a_write_that_was_applied_is_replayed_though_its_kind_is_read_only(
+    *, remembered: bool
+) -> None:
+    stack = WriterStack()
+    first = stack.save(**K)
+    if remembered:
+        stack.send_answers()
+    stack.read_only = {PROPOSAL.kind}
+    assert stack.save(**K).answer == first.answer
+    with pytest.raises(ReadOnlyError):
+        stack.save(idempotency_key="k-2")
+
+
+def test_snapshots_go_on_while_writes_are_refused() -> None:
+    stack = WriterStack()
+    stack.read_only = {PROPOSAL.kind}
+    assert stack.snapshot({"a": 1}).sequence == 1

@@ -7,9 +7,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from duostore_server.domain.documents import compact_size, document_violations, normalized
+from duostore_server.domain.entities import AS_SAVED
 from duostore_server.domain.errors import FieldViolation, InvalidRequestError
 from duostore_server.domain.keys import idempotency_key_violations, key_violations
-from duostore_server.domain.policies import Home
+from duostore_server.domain.policies import Home, TransformError
 from duostore_server.domain.transactions import Check, FromSnapshot, IfVersion, Save
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ class Checks:
 
         ``at`` is what the names of its fields begin with, ``missing`` what is said of None.
         The work is linear in the size of the document, whatever it holds: its values are
-        looked at only if its size is acceptable, and by its schema only if its form is.
+        looked at only if its size is acceptable, by its schema only if its form is, and whether
+        it can be projected in the shapes that readers may get only if its schema allows it.
         """
         field = f"{at}data"
         wrong = [*self._key(key, f"{at}key"), *others]
@@ -100,8 +102,10 @@ class Checks:
         if policy is not None and (too_large := _size_violation(document, policy, field)):
             raise InvalidRequestError([*wrong, too_large])
         refuse(chain(wrong, document_violations(document, field)))
-        found = self._policies.of(key).schema_violations(document)
+        allowed = self._policies.of(key)
+        found = allowed.schema_violations(document)
         refuse(replace(violation, field=at + violation.field) for violation in found)
+        refuse(_shape_violations(document, allowed, field))
         return document
 
     def _request(self, request: Request, at: str, *others: FieldViolation) -> Request:
@@ -212,6 +216,21 @@ def _size_violation(document: JsonObject, policy: KindPolicy, field: str) -> Fie
     return FieldViolation(
         field, f"has {size} bytes as compact JSON; its kind allows {policy.max_bytes}"
     )
+
+
+def _shape_violations(
+    document: JsonObject, policy: KindPolicy, field: str
+) -> Iterator[FieldViolation]:
+    """Yield the shapes which readers may get and the document cannot be brought into."""
+    if policy.relational:
+        return  # What is projected is not the document, but what the read model makes of it.
+    for shape in (policy.projection_version - 1, policy.projection_version):
+        if shape > AS_SAVED:
+            try:
+                policy.transforms[shape](document)
+            except TransformError as error:
+                text = f"cannot be brought into the shape of projection version {shape}: {error}"
+                yield FieldViolation(field, text)
 
 
 def refuse(violations: Iterable[FieldViolation]) -> None:

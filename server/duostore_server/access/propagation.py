@@ -7,24 +7,16 @@ from typing import TYPE_CHECKING
 import structlog
 
 from duostore_server.access.generations import generations_of
-from duostore_server.domain.entities import Form, Projection
 from duostore_server.domain.errors import DuostoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from duostore_server.domain.deadline import Deadline
-    from duostore_server.domain.entities import Entity
+    from duostore_server.domain.entities import Entity, Projection
     from duostore_server.domain.ports import Cache, Projections
 
 _log = structlog.get_logger(__name__)
-
-
-def projection_of(entity: Entity, encode: Callable[[Entity], bytes]) -> Projection:
-    """Return what DynamoDB shall hold of a version."""
-    if entity.data is None:
-        return Projection(entity.version, Form.TOMBSTONE)
-    return Projection(entity.version, Form.VALUE, encode(entity))
 
 
 class Propagation:
@@ -36,11 +28,12 @@ class Propagation:
     """
 
     def __init__(
-        self, projections: Projections, cache: Cache, encode: Callable[[Entity], bytes]
+        self, projections: Projections, cache: Cache, project: Callable[[Entity], Projection]
     ) -> None:
+        """``project`` returns what DynamoDB shall hold of a version."""
         self._projections = projections
         self._cache = cache
-        self._encode = encode
+        self._project = project
 
     def propagate(self, entities: Sequence[Entity], deadline: Deadline) -> bool:
         """Return True if every read that starts from now on sees these versions or newer ones.
@@ -56,7 +49,7 @@ class Propagation:
     def _put(self, entities: Sequence[Entity], deadline: Deadline) -> bool:
         def put() -> None:
             self._projections.put_all(
-                {entity.key: projection_of(entity, self._encode) for entity in entities}, deadline
+                {entity.key: self._project(entity) for entity in entities}, deadline
             )
 
         return _done(put)

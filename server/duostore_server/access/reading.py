@@ -57,6 +57,8 @@ class _Look:
     # The cache cannot serve these: it is out of reach, or behind min_version.
     passed: list[EntityKey] = field(default_factory=list)
     outdated: dict[EntityKey, int] = field(default_factory=dict)
+    # What it has is in another shape than readers get.
+    misshapen: list[EntityKey] = field(default_factory=list)
 
 
 class Reader:
@@ -74,6 +76,7 @@ class Reader:
         cache: Cache,
         policies: Policies,
         checks: Checks,
+        shape_of: Callable[[EntityKey], int],
         flights: Flights,
         pauses: Sequence[float],
         pause: Callable[[float], None],
@@ -81,11 +84,15 @@ class Reader:
         now: Callable[[], datetime],
         served: Callable[[str, Store], None],
     ) -> None:
-        """``jitter`` returns the part of a TTL to use, at most 1; ``served`` counts answers."""
+        """``shape_of`` returns the shape in which readers get a key.
+
+        ``jitter`` returns the part of a TTL to use, at most 1; ``served`` counts answers.
+        """
         self._sources = sources
         self._cache = cache
         self._policies = policies
         self._checks = checks
+        self._shape_of = shape_of
         self._flights = flights
         self._pauses = tuple(pauses)
         self._patience = sum(pauses)
@@ -156,6 +163,9 @@ class Reader:
                     look.orphaned.append(key)
                 else:
                     look.leased[key] = entry
+            elif entry.payload is not None and entry.shape != self._shape_of(key):
+                look.passed.append(key)
+                look.misshapen.append(key)
             elif entry.version >= min_version:
                 look.readings[key] = self._reading(entry)
             else:
@@ -166,7 +176,7 @@ class Reader:
     def _reading(self, entry: Cached) -> Reading:
         expired = entry.expire_time is not None and entry.expire_time <= self._now()
         payload = None if expired else entry.payload
-        return Reading(entry.version, payload, Store.CACHE, entry.cached_time)
+        return Reading(entry.version, payload, Store.CACHE, entry.cached_time, shape=entry.shape)
 
     def _finish(
         self, look: _Look, min_version: int, deadline: Deadline, *, patient: bool = True
@@ -186,6 +196,7 @@ class Reader:
         rest = [key for key in (*refused, *look.leased) if key not in readings]
         readings |= self._fetch(rest, {}, min_version, deadline)
         self._drop_outdated(look.outdated, readings)
+        self._invalidate(look.misshapen)
         return readings
 
     def _lease(self, look: _Look) -> tuple[Mapping[EntityKey, Lease], list[EntityKey]]:
@@ -275,7 +286,7 @@ class Reader:
             if left < LEAST_TTL:
                 return False
             ttl = min(ttl, left)
-        entry = Cached(reading.version, reading.payload, now, reading.expire_time)
+        entry = Cached(reading.version, reading.payload, now, reading.expire_time, reading.shape)
         try:
             self._cache.fill(key, lease, entry, max(ttl, LEAST_TTL))
         except StoreError:

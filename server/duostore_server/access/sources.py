@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
-from duostore_server.access.propagation import projection_of
 from duostore_server.domain.entities import Form, Reading
 from duostore_server.domain.errors import DeadlineExceededError, Store, StoreError
 
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
+    from duostore_server.access.shapes import Shapes
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.entities import Entity, Projection
     from duostore_server.domain.keys import EntityKey
@@ -50,15 +50,14 @@ class ProjectedSource:
     """DynamoDB, then Aurora, which is right; what DynamoDB lacked is put there on the way.
 
     Only a version that DynamoDB already holds may be cached: else the next eviction would
-    send readers back to an older item.
+    send readers back to an older item. An item that lacks the shape which readers get is as
+    good as none.
     """
 
-    def __init__(
-        self, authority: Authority, projections: Projections, encode: Callable[[Entity], bytes]
-    ) -> None:
+    def __init__(self, authority: Authority, projections: Projections, shapes: Shapes) -> None:
         self._authority = authority
         self._projections = projections
-        self._encode = encode
+        self._shapes = shapes
 
     def read(
         self, keys: list[EntityKey], min_version: int, deadline: Deadline
@@ -69,26 +68,35 @@ class ProjectedSource:
         except (StoreError, DeadlineExceededError):
             held = None
         answers: dict[EntityKey, tuple[Reading, bool]] = {}
-        behind = []
+        behind: dict[EntityKey, int] = {}
         for key in keys:
-            found = held.get(key) if held is not None else None
-            if found is None or found.form is Form.STUB or found.version < min_version:
-                behind.append(key)
+            shape = self._shapes.to_read(key)
+            found = None if held is None else held.get(key)
+            reading = None if found is None else _reading(found, shape)
+            if reading is None or reading.version < min_version:
+                behind[key] = shape
             else:
-                answers[key] = Reading(found.version, found.payload, Store.DYNAMODB), True
+                answers[key] = reading, True
         if behind:
-            rows = self._authority.read(behind, deadline)
-            mine = {key: projection_of(row, self._encode) for key, row in rows.items()}
+            rows = self._authority.read(list(behind), deadline)
+            mine = {key: self._shapes.project(row) for key, row in rows.items()}
             now = None if held is None else self._put_missing(mine, held, deadline.part(SHARE))
-            for key in behind:
-                answers[key] = _answer(key, mine.get(key), now)
+            for key, shape in behind.items():
+                row = rows.get(key)
+                own = None if row is None else self._of_row(row, shape, mine.get(key))
+                answers[key] = _answer(own, shape, None if now is None else now.get(key), now)
         return answers
 
     def read_home(self, key: EntityKey, deadline: Deadline) -> Reading:
         row = self._authority.read((key,), deadline).get(key)
-        if row is None:
-            return _ABSENT
-        return Reading(row.version, projection_of(row, self._encode).payload, Store.AURORA)
+        return _ABSENT if row is None else self._of_row(row, self._shapes.to_read(key))
+
+    def _of_row(self, row: Entity, shape: int, projected: Projection | None = None) -> Reading:
+        """Return the reading of what Aurora has; ``projected`` spares what was done already."""
+        payload = projected.in_shape(shape) if projected is not None else None
+        if payload is None and row.data is not None:
+            payload = self._shapes.payload(row, shape)
+        return Reading(row.version, payload, Store.AURORA, shape=shape)
 
     def _put_missing(
         self,
@@ -103,7 +111,7 @@ class ProjectedSource:
         missing = [
             (key, projection)
             for key, projection in mine.items()
-            if (found := held.get(key)) is None or found.version < projection.version
+            if (found := held.get(key)) is None or is_behind(found, projection)
         ]
         now = dict(held)
         for start in range(0, len(missing), _LOT):
@@ -114,20 +122,37 @@ class ProjectedSource:
         return now
 
 
+def is_behind(held: Projection, mine: Projection) -> bool:
+    """Whether what is held is older, or as new without one of the shapes."""
+    if held.version == mine.version and held.form is mine.form is Form.VALUE:
+        return not mine.shapes <= held.shapes
+    return held.version < mine.version
+
+
+def _reading(found: Projection, shape: int) -> Reading | None:
+    """Return what DynamoDB answers; None if that is for Aurora to say."""
+    payload = found.in_shape(shape)
+    if found.form is Form.STUB or (found.form is Form.VALUE and payload is None):
+        return None
+    return Reading(found.version, payload, Store.DYNAMODB, shape=shape)
+
+
 def _answer(
-    key: EntityKey, mine: Projection | None, held: Mapping[EntityKey, Projection] | None
+    own: Reading | None,
+    shape: int,
+    now: Projection | None,
+    held: Mapping[EntityKey, Projection] | None,
 ) -> tuple[Reading, bool]:
-    """Return the reading of what Aurora has or, if that is newer, DynamoDB has by now.
+    """Return the reading of what Aurora has or, if that is newer, DynamoDB has by ``now``.
 
     And whether DynamoDB holds that version; ``held`` is None if it cannot be reached.
     """
-    now = held.get(key) if held is not None else None
-    if mine is None:
+    if own is None:
         return _ABSENT, held is not None and now is None
-    if now is not None and now.version > mine.version and now.form is not Form.STUB:
-        return Reading(now.version, now.payload, Store.DYNAMODB), True
-    reading = Reading(mine.version, mine.payload, Store.AURORA)
-    return reading, now is not None and now.version == mine.version
+    if now is not None and now.version > own.version:
+        newer = _reading(now, shape)
+        return (own, False) if newer is None else (newer, True)
+    return own, now is not None and now.version == own.version
 
 
 class HeadSource:

@@ -56,14 +56,19 @@ class Writer:
         policies: Policies,
         checks: Checks,
         keep: timedelta,
+        check_writable: Callable[[Iterable[str]], None],
     ) -> None:
-        """``keep`` is how long an idempotency key is remembered at least."""
+        """``keep`` is how long an idempotency key is remembered at least.
+
+        ``check_writable`` raises ``ReadOnlyError`` if one of the kinds is read-only for now.
+        """
         self._committer = committer
         self._dynamodb_home = dynamodb_home
         self._drafting = drafting
         self._policies = policies
         self._checks = checks
         self._keep = keep
+        self._check_writable = check_writable
 
     def save(
         self,
@@ -135,6 +140,7 @@ class Writer:
     ) -> Outcome:
         accepted = self._checks.write(request, idempotency_key)
         if self._policies.of(request.key).home is Home.DYNAMODB:
+            self._check_writable((request.key.kind,))
             idempotency = idempotency_of(idempotency_key, operation, [accepted], self._keep)
             change = self._change(accepted, _NOWHERE, deadline)
             return self._dynamodb_home.write(change, idempotency, deadline)
@@ -166,9 +172,12 @@ class Writer:
         if (earlier := self._committer.recall(idempotency, deadline)) is not None:
             return earlier
         try:
+            self._check_writable(
+                request.key.kind for request in requests if not isinstance(request, Check)
+            )
             transaction = Transaction(tuple(mutations()), origin, idempotency)
         except DuostoreError:
-            # The snapshot of an earlier call may be gone by now.
+            # The snapshot of an earlier call may be gone by now, or its kind be read-only.
             if (earlier := self._committer.recall_surely(idempotency, deadline)) is not None:
                 return earlier
             raise

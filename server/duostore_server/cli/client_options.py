@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import inspect
+import os
 import sys
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _TLS_PANEL: Final = "TLS"
+_ADMIN_PANEL: Final = "Permission"
+_TOKEN: Final = "DUOSTORE_TOKEN"
 
 Kind = Annotated[str, typer.Argument(metavar="KIND", show_default=False)]
 Id = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
@@ -97,6 +102,27 @@ Caller = Annotated[
 ]
 
 
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="DUOSTORE_TOKEN_FILE",
+        help="A file with the token that the service's admin.token is. The token itself can be in "
+        f"the environment, as {_TOKEN}; never among the arguments, which all can read.",
+        rich_help_panel=_ADMIN_PANEL,
+    ),
+]
+PlaintextToken = Annotated[
+    bool,
+    typer.Option(
+        "--plaintext-token",
+        envvar="DUOSTORE_PLAINTEXT_TOKEN",
+        help="Send the token without TLS to another machine: something else encrypts the way "
+        "there, such as a mesh.",
+        rich_help_panel=_ADMIN_PANEL,
+    ),
+]
+
 # In the order of the fields of Target. The rest follow all options of a command.
 _TARGET: Final = {"target": (Address, DEFAULT_ADDRESS)}
 _REST: Final[dict[str, tuple[object, object]]] = {
@@ -107,6 +133,10 @@ _REST: Final[dict[str, tuple[object, object]]] = {
     "server_name": (ServerName, None),
     "caller": (Caller, None),
 }
+_TOKENS: Final[dict[str, tuple[object, object]]] = {
+    "token_file": (TokenFile, None),
+    "plaintext_token": (PlaintextToken, False),
+}
 
 
 def calling(command: Callable[..., None]) -> Callable[..., None]:
@@ -114,19 +144,71 @@ def calling(command: Callable[..., None]) -> Callable[..., None]:
 
     They make its argument ``where``. ``--target`` has that one's place among the options.
     """
+
+    def called(**given: object) -> None:
+        where = _target(given)
+        command(where=_checked(where), **given)
+
+    return _with_options(command, called, _REST)
+
+
+def operating(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of ``calling``, and the token.
+
+    Who calls is by default whoever runs the command: the service keeps who has set what.
+    """
+
+    def called(**given: object) -> None:
+        token = _token(given.pop("token_file"))
+        plaintext = bool(given.pop("plaintext_token"))
+        where = replace(_target(given), token=token, plaintext_token=plaintext)
+        if where.caller is None:
+            where = replace(where, caller=_login(where))
+        command(where=_checked(where), **given)
+
+    return _with_options(command, called, {**_REST, **_TOKENS})
+
+
+def _target(given: dict[str, object]) -> Target:
+    """Take what makes a target out of the arguments that were given."""
+    return Target(*[given.pop(name) for name in (*_TARGET, *_REST)])  # type: ignore[arg-type]
+
+
+def _checked(target: Target) -> Target:
+    if problem := target.problem():
+        raise typer.BadParameter(problem)
+    return target
+
+
+def _token(file: object) -> str | None:
+    if not isinstance(file, Path):
+        return os.environ.get(_TOKEN) or None
+    token = content_of(file, "--token-file").decode(errors="replace").strip()
+    if not token:
+        raise typer.BadParameter(f"{file} is empty", param_hint="--token-file")
+    return token
+
+
+def _login(target: Target) -> str | None:
+    try:
+        login = getpass.getuser()
+    except (OSError, KeyError):
+        return None
+    return login if target.takes_caller(login) else None
+
+
+def _with_options(
+    command: Callable[..., None],
+    called: Callable[..., None],
+    rest: Mapping[str, tuple[object, object]],
+) -> Callable[..., None]:
+    """Return ``called`` in the name of a command, and with options instead of ``where``."""
     signature = inspect.signature(command, eval_str=True)
     options: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
         options += _options(_TARGET) if parameter.name == "where" else [parameter]
-    options += _options(_REST)
-
-    @wraps(command)
-    def called(**given: object) -> None:
-        target = Target(*[given.pop(name) for name in (*_TARGET, *_REST)])  # type: ignore[arg-type]
-        if problem := target.problem():
-            raise typer.BadParameter(problem)
-        command(where=target, **given)
-
+    options += _options(rest)
+    called = wraps(command)(called)
     called.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     return called
 

@@ -107,9 +107,12 @@ def dev(
     from duostore_server.cli.dev import run
     from duostore_server.embedded.process import EmbeddedStoreError
     from duostore_server.storage.aurora.migrate import MigrationError
+    from duostore_server.telemetry.tracing import traced
 
+    settings = settings_of(config, process="dev")
     try:
-        run(settings_of(config, process="dev"), data)
+        with traced("dev"):
+            run(settings, data)
     except (AddressInUseError, EmbeddedStoreError, MigrationError) as error:
         fail(str(error))
 
@@ -180,11 +183,13 @@ def config_schema() -> None:
 def _run_process(run: Callable[[Settings], None], inherited: int, name: str) -> None:
     from duostore_server.cli.handover import taken_over
     from duostore_server.storage.aurora.migrate import MigrationError
+    from duostore_server.telemetry.tracing import traced
 
     settings = taken_over(inherited)
     log_as(name, settings)
     try:
-        run(settings)
+        with traced(name):
+            run(settings)
     except MigrationError as error:
         fail(str(error))
 

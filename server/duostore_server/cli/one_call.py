@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     Metadata: TypeAlias = tuple[tuple[str, str], ...]
     Work: TypeAlias = Callable[[data_access_pb2_grpc.DataAccessStub, Metadata], None]
+    ChannelWork: TypeAlias = Callable[[grpc.Channel, Metadata], None]
 
 
 def made_if_none(idempotency_key: str) -> str:
@@ -56,7 +57,23 @@ def run(
     advice: Mapping[Reason, str] = NO_ADVICE,
     tell: Callable[[str], None] = complain,
 ) -> int:
-    """Do work that calls the service, and return the exit code.
+    """Do work that calls DataAccess, and return the exit code: as ``run_on``."""
+
+    def with_stub(channel: grpc.Channel, metadata: Metadata) -> None:
+        work(data_access_pb2_grpc.DataAccessStub(channel), metadata)
+
+    return run_on(target, with_stub, in_doubt=in_doubt, advice=advice, tell=tell)
+
+
+def run_on(
+    target: Target,
+    work: ChannelWork,
+    *,
+    in_doubt: str = "",
+    advice: Mapping[Reason, str] = NO_ADVICE,
+    tell: Callable[[str], None] = complain,
+) -> int:
+    """Do work that calls the service on a channel, and return the exit code.
 
     ``in_doubt`` is what to do if a call that failed may have been applied; empty if it
     changes nothing. ``advice`` is as for ``explained``. What goes wrong is told a line at
@@ -64,8 +81,7 @@ def run(
     """
     try:
         with connected(target) as channel:
-            stub = data_access_pb2_grpc.DataAccessStub(channel)
-            work(stub, (("x-request-id", uuid.uuid4().hex), *target.metadata))
+            work(channel, (("x-request-id", uuid.uuid4().hex), *target.metadata))
     except grpc.RpcError as error:
         failure = failure_of(error)
         for line in explained(failure, target.address, in_doubt=in_doubt, advice=advice):
@@ -95,6 +111,11 @@ def print_json(answer: dict[str, Any]) -> None:
     """Print an answer for people and scripts."""
     # JSON is UTF-8, whatever the terminal's language.
     typer.echo(json.dumps(answer, indent=2, ensure_ascii=False, allow_nan=False).encode())
+
+
+def print_json_line(answer: dict[str, Any]) -> None:
+    """Print one of many answers, in a line of its own."""
+    typer.echo(json.dumps(answer, ensure_ascii=False, allow_nan=False).encode())
 
 
 def key_message(key: EntityKey) -> entity_pb2.EntityKey:

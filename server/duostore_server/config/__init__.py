@@ -9,6 +9,7 @@ from duostore_server.config.query_policies import queries, read_models
 from duostore_server.config.quota_policies import quotas
 from duostore_server.config.reference import describe, json_schema, render_reference
 from duostore_server.config.settings import Settings
+from duostore_server.config.slo_objectives import objectives
 
 __all__ = [
     "Address",
@@ -19,6 +20,7 @@ __all__ = [
     "describe",
     "json_schema",
     "load",
+    "objectives",
     "policies",
     "queries",
     "quotas",

@@ -10,6 +10,7 @@ from duostore_server.config.entries import dotted
 from duostore_server.config.finding import Finding
 from duostore_server.config.problems import ConfigError, Problem
 from duostore_server.config.sql_checks import kind_findings, query_findings
+from duostore_server.config.transform_checks import transform_findings
 from duostore_server.config.values import duration_text, size_text
 from duostore_server.domain.documents import most_struct_bytes
 from duostore_server.domain.limits import most_units
@@ -71,6 +72,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield from _homes(settings)
     yield from kind_findings(settings)
     yield from query_findings(settings)
+    yield from transform_findings(settings)
     for name, quota in settings.quotas.items():
         yield from _counting(("quotas", name), quota)
     yield from _tls(settings)

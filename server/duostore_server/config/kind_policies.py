@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from duostore_server.domain.policies import (
@@ -35,6 +36,12 @@ def _policy(kind: Kind) -> KindPolicy:
         consolidate_every=_time(kind.consolidate_every),
         snapshots=_snapshots(kind.snapshots),
         derived=kind.is_derived,
+        relational=kind.is_relational,
+        projection_version=kind.projection_version,
+        transforms={
+            number: partial(transform.build, max_bytes=kind.max_bytes)
+            for number, transform in kind.transforms.items()
+        },
     )
     schema = kind.document_schema
     return replace(policy, schema_violations=schema.violations) if schema else policy

@@ -10,7 +10,9 @@ from duostore_server.config.document_schema import SchemaFile
 from duostore_server.config.section import Section, between, duration, setting, size
 from duostore_server.config.source_settings import Sources
 from duostore_server.config.sql_files import Select, Writes
+from duostore_server.config.transform_files import MAX_PROJECTION_VERSION, Transforms
 from duostore_server.config.values import Duration, History, Size
+from duostore_server.domain.entities import AS_SAVED
 
 
 def _cache_ttl(kind: dict[str, Any]) -> Any:  # noqa: ANN401 - read as if it stood in the file
@@ -65,6 +67,22 @@ class Kind(Section):
         "Who brings a change to DynamoDB: the call that made it (`inline`), or the projector "
         "after the call was answered (`async`).",
     )
+    projection_version: int = setting(
+        AS_SAVED,
+        "The newest shape in which readers may get the documents; `1` is as they are saved. From "
+        "`2` on it needs `transforms`. Readers get the one before until the flags "
+        "`projection_write.NAME.N` and `projection_read.NAME.N` say otherwise.",
+        AS_SAVED,
+        MAX_PROJECTION_VERSION,
+    )
+    transforms: Transforms = setting(
+        {},
+        "For each projection version from 2 on, at least the newest and the one before it, the "
+        "file with the JMESPath that makes it of the document as it is saved: an object, which "
+        "may not pass `max_bytes` either. A document of which it makes none is refused when it "
+        "is saved. What a projection version is must not change once it is written: take the next "
+        'number. `{ 2 = "transforms/proposal_2.jmespath" }`.',
+    )
     document_schema: SchemaFile | None = setting(
         None, "A JSON Schema, draft 2020-12, that every document must match.", alias="schema"
     )
@@ -106,3 +124,8 @@ class Kind(Section):
     def is_derived(self) -> bool:
         """Return whether SQL builds its documents and nobody saves them."""
         return self.read_model is not None and self.save_sql is None and self.delete_sql is None
+
+    @property
+    def is_relational(self) -> bool:
+        """Return whether SQL stores what is saved, and answers the document."""
+        return self.read_model is not None and not self.is_derived

@@ -30,10 +30,10 @@ it at work.
 
 - A variable beats the file, the file beats the default. `DUOSTORE__AURORA__POOL_MAX=16` overrides
   `pool_max` in `[aurora]`; the items of a list are separated by commas, and so are those of a
-  table, each of them `NAME=NUMBER` or `NAME=TYPE`. What has tables within is written as in TOML. In
-  the name of a kind, query or quota, characters that a shell does not allow become underscores:
-  `DUOSTORE__KINDS__BLOG_POST__CACHE_TTL` is for `[kinds.blog-post]`. A variable overrides kinds,
-  queries and quotas of the file and adds none.
+  table, each of them `NAME=NUMBER`, `NAME=TYPE` or `NUMBER=PATH`. What has tables within is written
+  as in TOML. In the name of a kind, query or quota, characters that a shell does not allow become
+  underscores: `DUOSTORE__KINDS__BLOG_POST__CACHE_TTL` is for `[kinds.blog-post]`. A variable
+  overrides kinds, queries and quotas of the file and adds none.
 - Everything is checked before anything starts, and all problems are reported at once, each with its
   key. Unknown keys are problems, and so are variables that begin with `DUOSTORE__` and match none.
 - A duration is a whole number and one of `ms`, `s`, `m`, `h`, `d`: `"250ms"`, `"10m"`. A size is a

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from duostore_server.config.section import Section, duration, setting
-from duostore_server.config.values import Duration, Form
+from duostore_server.config.values import Duration, Form, duration_text
+from duostore_server.domain.objectives import RPC_BOUNDS
+
+# By which calls are counted; those that can be written as a duration.
+_THRESHOLDS: Final = tuple(
+    duration_text(bound) for bound in RPC_BOUNDS if (bound * 1000).is_integer()
+)
 
 
 def _share(value: object) -> float:
@@ -20,19 +26,31 @@ def _share(value: object) -> float:
     return share
 
 
+def _counted(seconds: float) -> float:
+    if seconds not in RPC_BOUNDS:
+        raise ValueError(f"must be one of {', '.join(_THRESHOLDS)}: calls are counted by these")
+    return seconds
+
+
 Share: TypeAlias = Annotated[
     float,
     BeforeValidator(_share),
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}),
     Form("share between 0 and 1", float),
 ]
+Threshold: TypeAlias = Annotated[Duration, AfterValidator(_counted)]
 
 
 class ReadLatency(Section):
     """``[slo.read_latency]``."""
 
     target: Share = setting(0.95, "The share of Gets that are answered within `threshold`.")
-    threshold: Duration = duration("50ms", "How long a Get may take.", "1ms", "30s")
+    threshold: Threshold = duration(
+        "50ms",
+        f"How long a Get may take: {', '.join(f'`{bound}`' for bound in _THRESHOLDS)}.",
+        "1ms",
+        "30s",
+    )
 
 
 class Availability(Section):
@@ -62,7 +80,11 @@ class Slo(Section):
     """``[slo]``."""
 
     window: Duration = duration(
-        "30d", "The time over which the targets are to be met.", "1d", "90d"
+        "30d",
+        "The time over which the targets are to be met, for which Prometheus has to keep what it "
+        "scrapes.",
+        "7d",
+        "90d",
     )
     read_latency: ReadLatency = Field(
         default_factory=ReadLatency, description="How long a Get takes."

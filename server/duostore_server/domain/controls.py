@@ -63,3 +63,25 @@ class Controlled:
 
     flags: Mapping[str, SetFlag] = field(default_factory=dict)
     read_only: Mapping[str, ReadOnly] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FlagState:
+    """A flag and what is set of it.
+
+    ``default`` is None of one that nobody asks for, and so is ``value`` of what cannot be read.
+    ``caller`` and ``update_time`` are of what is set.
+    """
+
+    name: str
+    value: FlagValue | None
+    default: FlagValue | None = None
+    description: str = ""
+    is_set: bool = False
+    caller: str = ""
+    update_time: datetime | None = None
+
+    @property
+    def used(self) -> bool:
+        """Whether anything asks for it."""
+        return self.default is not None

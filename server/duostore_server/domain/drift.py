@@ -107,3 +107,33 @@ class Verified:
     version: int
     time: datetime
     drifts: tuple[Drift, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDrift:
+    """A finding, and what was done about it.
+
+    ``repair_error`` says why it was not repaired; empty if it was, or was not to be.
+    """
+
+    finding: Finding
+    repaired: bool = False
+    repair_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckProgress:
+    """How far a check has come: all in all, and what drifts it found since the last word.
+
+    ``checked`` counts entities and items; of those, ``undecided`` could not be compared, since
+    they were changed again and again or a store could not be asked. ``drift_count`` and
+    ``repaired_count`` are of all drifts so far. With ``done`` there is no more to come.
+    """
+
+    checked: int
+    estimated_total: int
+    drifts: tuple[FoundDrift, ...]
+    drift_count: int
+    repaired_count: int
+    undecided_count: int
+    done: bool = False

@@ -64,7 +64,8 @@ class KindPolicy:
     in UTF-8. ``ttl`` and ``consolidate_every`` are of kinds at home in DynamoDB: after
     ``ttl`` an entity is absent; ``consolidate_every`` so often it is brought to Aurora.
     ``snapshots`` are kept for kinds at home in Aurora alone, if set. Documents of a
-    ``derived`` kind are computed, and callers can only read them.
+    ``derived`` kind are computed, and callers can only read them; those of a ``relational``
+    one are what its read model makes of what is saved.
     ``schema_violations`` yields all that a document breaks of the kind's JSON
     Schema, with fields below ``data``. ``projection_version`` is the newest shape of its
     projections, and ``transforms`` has for each shape from 2 on, the newest and the one
@@ -81,6 +82,7 @@ class KindPolicy:
     consolidate_every: timedelta | None = None
     snapshots: SnapshotPolicy | None = None
     derived: bool = False
+    relational: bool = False
     projection_version: int = AS_SAVED
     transforms: Mapping[int, Callable[[JsonObject], JsonObject]] = field(default_factory=dict)
 
@@ -114,6 +116,10 @@ class Policies:
     def names(self) -> tuple[str, ...]:
         """Return the names of the kinds, in order."""
         return tuple(sorted(self._kinds))
+
+    def at_home(self, home: Home) -> tuple[str, ...]:
+        """Return the names of the kinds that are at home there, in order."""
+        return tuple(kind for kind in self.names() if self._kinds[kind].home is home)
 
     def of_kind(self, kind: str) -> KindPolicy | None:
         """Return the policy of a kind; None if it is not configured."""

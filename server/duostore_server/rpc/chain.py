@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
@@ -23,34 +21,26 @@ from duostore_server.domain.errors import (
     InvalidRequestError,
     WriteOutcomeUnknownError,
 )
-from duostore_server.domain.transactions import Origin
 from duostore_server.rpc.admission import InRoom
-from duostore_server.rpc.status import status_of
+from duostore_server.rpc.callers import certified_name, check_caller, origin_of
+from duostore_server.rpc.status import ServerStoppingError, status_of
 from duostore_server.telemetry.causes import cause_of
+from duostore_server.telemetry.tracing import server_span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
+    from duostore_server.domain.transactions import Origin
     from duostore_server.rpc.admission import Room
+    from duostore_server.rpc.permission import Permission
     from duostore_server.rpc.streams import Streams
     from duostore_server.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
 _CENTURY_SECONDS: Final = 100 * 365 * 24 * 3600.0
-_REQUEST_ID: Final = "x-request-id"
-_CALLER: Final = "x-caller"
-# What callers may say of themselves.
-_ACCEPTABLE: Final = {
-    _REQUEST_ID: re.compile(r"[\w.:/=+-]{1,128}", re.ASCII),
-    _CALLER: re.compile(r"[\w.:/=+@-]{1,128}", re.ASCII),
-}
-# gRPC lists these of a peer that has shown a certificate, which TLS has verified by then.
-_CERTIFICATE: Final = "x509_pem_cert"
-_COMMON_NAME: Final = "x509_common_name"
-_MAX_COMMON_NAME: Final = 128
 
 _log = structlog.get_logger(__name__)
 
@@ -61,6 +51,28 @@ class Call:
 
     deadline: Deadline
     origin: Origin
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms the calls of one service are taken.
+
+    ``permission`` is needed for each of them, if it is set. Its streams last for
+    ``stream_deadline`` seconds at most, or as long as those of all if it is None, and end soon
+    after ``is_stopping`` says that the server does.
+    """
+
+    permission: Permission | None = None
+    stream_deadline: float | None = None
+    is_stopping: Callable[[], bool] = _never
+
+
+# Of a service that says nothing of the matter.
+_USUAL: Final = Terms()
 
 
 class Body(Protocol):
@@ -85,10 +97,10 @@ class StreamBody(Protocol):
 class CallChain:
     """Wraps the bodies of RPCs.
 
-    From the outside in: name the request and who makes it, measure, answer errors by a
-    status, parse, bound by a deadline. All of it runs on the handler's own thread; gRPC's
-    interceptors and deserializers would run on the one thread that polls. Of a stream all
-    of it lasts until the last message is on its way.
+    From the outside in: trace, name the request and who makes it, measure, answer errors by a
+    status, ask for permission, parse, bound by a deadline. All of it runs on the handler's
+    own thread; gRPC's interceptors and deserializers would run on the one thread that polls.
+    Of a stream all of it lasts until the last message is on its way.
     """
 
     def __init__(
@@ -120,6 +132,7 @@ class CallChain:
         service: ServiceDescriptor,
         servicer: object,
         rooms: Mapping[str, Room] | None = None,
+        terms: Terms = _USUAL,
     ) -> grpc.GenericRpcHandler:
         """Return the handlers of a service whose RPCs are methods of ``servicer``, by name.
 
@@ -129,25 +142,26 @@ class CallChain:
             service.full_name,
             {
                 method.name: self._handler(
-                    method, getattr(servicer, method.name), (rooms or {}).get(method.name)
+                    method, getattr(servicer, method.name), (rooms or {}).get(method.name), terms
                 )
                 for method in service.methods
             },
         )
 
     def _handler(
-        self, method: MethodDescriptor, body: Body | StreamBody, room: Room | None
+        self, method: MethodDescriptor, body: Body | StreamBody, room: Room | None, terms: Terms
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         if method.server_streaming:
-            stream = self._stream(method, cast("StreamBody", body))
+            stream = self._stream(method, cast("StreamBody", body), terms)
             return grpc.unary_stream_rpc_method_handler(InRoom(stream, room, non_blocking=True))
-        unary = self._unary(method, cast("Body", body))
+        unary = self._unary(method, cast("Body", body), terms)
         return grpc.unary_unary_rpc_method_handler(unary if room is None else InRoom(unary, room))
 
     def _unary(
-        self, method: MethodDescriptor, body: Body
+        self, method: MethodDescriptor, body: Body, terms: Terms
     ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-        surrounded = self._surround(method, self._default_deadline, self._max_deadline)
+        bounds = _Bounds(self._default_deadline, self._max_deadline)
+        surrounded = self._surround(method, bounds, terms.permission)
 
         def answer(request: Message, call: Call) -> bytes:
             answered = body(request, call)
@@ -156,24 +170,29 @@ class CallChain:
         return lambda raw, context: surrounded(answer, raw, context)
 
     def _stream(
-        self, method: MethodDescriptor, body: StreamBody
+        self, method: MethodDescriptor, body: StreamBody, terms: Terms
     ) -> Callable[[bytes, grpc.ServicerContext, Callable[[bytes | None], None]], None]:
         """Return a handler that hands each message to ``send``, and None after the last one.
 
         ``send`` waits until the message is taken or the call has ended. An iterator that
         gRPC goes through would be left open, until it is collected, when a call ends early.
         """
-        surrounded = self._surround(method, self._stream_deadline, self._stream_deadline)
+        longest = terms.stream_deadline or self._stream_deadline
+        bounds = _Bounds(longest, longest, terms.is_stopping)
+        surrounded = self._surround(method, bounds, terms.permission)
 
         def handle(
             raw: bytes, context: grpc.ServicerContext, send: Callable[[bytes | None], None]
         ) -> None:
             def answer(request: Message, call: Call) -> None:
-                with closing(body(request, call)) as messages:
+                with (
+                    _ended_by(terms.is_stopping, context),
+                    closing(body(request, call)) as messages,
+                ):
                     for message in messages:
                         with self._streams.sending(context):
                             send(message)
-                        if not context.is_active():
+                        if terms.is_stopping() or not context.is_active():
                             raise DeadlineExceededError
 
             surrounded(answer, raw, context)
@@ -182,29 +201,35 @@ class CallChain:
         return handle
 
     def _surround(
-        self, method: MethodDescriptor, default: float, longest: float
+        self, method: MethodDescriptor, bounds: _Bounds, permission: Permission | None
     ) -> Callable[[Callable[[Message, Call], T], bytes, grpc.ServicerContext], T]:
         request_class = GetMessageClass(method.input_type)
         seconds = cache(lambda code: self._metrics.rpc_seconds.labels(name, code.name))
         in_flight = self._metrics.rpcs_in_flight
-        name = method.name
+        service, name = method.containing_service.full_name, method.name
 
         def surrounded(
             answer: Callable[[Message, Call], T], raw: bytes, context: grpc.ServicerContext
         ) -> T:
-            origin = _origin(context)
-            with structlog.contextvars.bound_contextvars(method=name, **_told(origin)):
+            origin = origin_of(context)
+            with (
+                server_span(service, name, context.invocation_metadata()) as span,
+                structlog.contextvars.bound_contextvars(method=name, **_told(origin)),
+            ):
                 began = time.perf_counter()
                 in_flight.inc()
                 code = grpc.StatusCode.OK
                 try:
-                    _check_caller(context)
+                    if permission is not None:
+                        permission.check(context.invocation_metadata(), certified_name(context))
+                    check_caller(context)
                     request = _parsed(request_class, raw)
-                    return answer(request, Call(_deadline(context, default, longest), origin))
+                    return answer(request, Call(_deadline(context, bounds), origin))
                 except Exception as error:  # noqa: BLE001 - the edge: all become a status
                     code, status = status_of(error, origin.request_id)
                     _tell(error, code)
                 finally:
+                    span.answered(code.value[0])
                     in_flight.dec()
                     seconds(code).observe(time.perf_counter() - began)
             return context.abort_with_status(status)
@@ -212,12 +237,35 @@ class CallChain:
         return surrounded
 
 
-def _deadline(context: grpc.ServicerContext, default: float, longest: float) -> Deadline:
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """How long a call may take that sets no deadline, and any; and what else ends it."""
+
+    default: float
+    longest: float
+    is_stopping: Callable[[], bool] = _never
+
+
+def _deadline(context: grpc.ServicerContext, bounds: _Bounds) -> Deadline:
     left = context.time_remaining()
     # Of a call that has no deadline, gRPC says that centuries remain.
     if left is None or left > _CENTURY_SECONDS:
-        left = default
-    return Deadline.after(min(left, longest), cancelled=lambda: not context.is_active())
+        left = bounds.default
+    return Deadline.after(
+        min(left, bounds.longest),
+        cancelled=lambda: bounds.is_stopping() or not context.is_active(),
+    )
+
+
+@contextmanager
+def _ended_by(is_stopping: Callable[[], bool], context: grpc.ServicerContext) -> Iterator[None]:
+    """Say of what ends in the block because the server stops that it does."""
+    try:
+        yield
+    except DeadlineExceededError as error:
+        if is_stopping() and context.is_active():
+            raise ServerStoppingError from error
+        raise
 
 
 def _parsed(request_class: type[Message], raw: bytes) -> Message:
@@ -229,36 +277,6 @@ def _parsed(request_class: type[Message], raw: bytes) -> Message:
         ) from error
 
 
-def _origin(context: grpc.ServicerContext) -> Origin:
-    """Return who calls: by the certificate if there is one, else as the caller says."""
-    said = {
-        name: value
-        for name, value in context.invocation_metadata()
-        if name in _ACCEPTABLE and isinstance(value, str) and _ACCEPTABLE[name].fullmatch(value)
-    }
-    # Said by the types to hold bytes, and holds lists of them.
-    peer = cast("Mapping[str, Sequence[bytes]]", context.auth_context())
-    caller = _common_name(peer) if _CERTIFICATE in peer else said.get(_CALLER, "")
-    return Origin(caller, said.get(_REQUEST_ID) or uuid.uuid4().hex)
-
-
-def _check_caller(context: grpc.ServicerContext) -> None:
-    """Refuse a name that the audit would not have as it was meant; a certificate's counts."""
-    for name, value in context.invocation_metadata():
-        if name != _CALLER or not value or _ACCEPTABLE[name].fullmatch(str(value)):
-            continue
-        if _CERTIFICATE not in context.auth_context():
-            raise InvalidRequestError(
-                [FieldViolation(_CALLER, "may hold A-Z a-z 0-9 _ . : / = + @ -, at most 128")]
-            )
-
-
-def _common_name(peer: Mapping[str, Sequence[bytes]]) -> str:
-    """Return the common name of a certificate, fit to be stored; empty if it has none."""
-    text = next(iter(peer.get(_COMMON_NAME, ())), b"").decode(errors="replace")
-    return "".join(c if c.isprintable() else "?" for c in text)[:_MAX_COMMON_NAME]
-
-
 def _told(origin: Origin) -> dict[str, str]:
     """Return what every line of the log says of a call."""
     named = {"caller": origin.caller} if origin.caller else {}
@@ -266,7 +284,7 @@ def _told(origin: Origin) -> dict[str, str]:
 
 
 def _tell(error: Exception, code: grpc.StatusCode) -> None:
-    if not isinstance(error, DuostoreError):
+    if not isinstance(error, (DuostoreError, ServerStoppingError)):
         _log.error("call failed", code=code.name, exc_info=error)
     elif isinstance(error, WriteOutcomeUnknownError):
         _log.warning("write's outcome is unknown", error=str(error), cause=cause_of(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 from grpc_health.v1 import health_pb2
@@ -26,6 +26,18 @@ _REPEAT_SECONDS: Final = 60.0
 _log = structlog.get_logger(__name__)
 
 
+class Noted(Protocol):
+    """Takes note of whether a store answered."""
+
+    def __call__(self, store: Store, /, *, up: bool) -> None:
+        """Take note, each time it is asked."""
+        ...
+
+
+def _unnoted(_store: Store, /, *, up: bool) -> None:
+    pass
+
+
 class HealthMonitor:
     """Asks each store and publishes what it finds by the gRPC health protocol.
 
@@ -40,12 +52,14 @@ class HealthMonitor:
         probes: Collection[Probe],
         services: Collection[str],
         *,
+        noted: Noted = _unnoted,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``clock`` gives seconds and never goes back."""
+        """``noted`` is told what is found of each store; ``clock`` never goes back, in seconds."""
         self._servicer = servicer
         self._probes = tuple(probes)
         self._whole = ("", *services)
+        self._noted = noted
         self._clock = clock
         self._known: dict[Store, bool] = {}
         self._published: dict[str, bool] = {}
@@ -57,6 +71,7 @@ class HealthMonitor:
             failure = _failure(probe)
             self._tell(probe.store, failure)
             self._known[probe.store] = failure is None
+            self._noted(probe.store, up=failure is None)
             self._publish(probe.store.value, serving=failure is None)
         whole = any(self._known.get(store) for store in (Store.AURORA, Store.DYNAMODB))
         for service in self._whole:

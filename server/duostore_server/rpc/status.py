@@ -14,10 +14,13 @@ from duostore_server.domain.errors import (
     DuostoreError,
     DuplicateInProgressError,
     FieldViolation,
+    FlagsElsewhereError,
     IdempotencyKeyReusedError,
     InvalidRequestError,
     MinVersionNotReachedError,
+    ProjectionFailedError,
     QueryFailedError,
+    ReadOnlyError,
     Reason,
     RefusalError,
     ReservationSettledError,
@@ -62,6 +65,13 @@ CODES: Final[Mapping[Reason, grpc.StatusCode]] = {
     Reason.QUERY_FAILED: grpc.StatusCode.FAILED_PRECONDITION,
     # As WRITE_OUTCOME_UNKNOWN: repeated at once it would be as slow, and load the database.
     Reason.QUERY_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
+    # Not UNAVAILABLE, for which clients and meshes go to another server: it is the same there.
+    Reason.READ_ONLY: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.PROJECTION_FAILED: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.FLAGS_ELSEWHERE: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.BACKFILL_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
 }
 
 # A status travels in the trailers, of which clients take 8 KiB by default: what is larger
@@ -76,6 +86,15 @@ _ELLIPSIS: Final = "…"
 
 # Long enough for a failed-over writer to be found, short enough for a person.
 _RETRY_SECONDS: Final = 1
+# A person has to end it.
+_READ_ONLY_SECONDS: Final = 5
+
+
+class ServerStoppingError(Exception):
+    """A stream is ended, for the server is told to stop; another server can be asked."""
+
+    def __init__(self) -> None:
+        super().__init__("the server stops; ask again, and another one answers")
 
 
 def status_of(error: Exception, request_id: str) -> tuple[grpc.StatusCode, grpc.Status]:
@@ -84,6 +103,11 @@ def status_of(error: Exception, request_id: str) -> tuple[grpc.StatusCode, grpc.
     Of an error that is not ours nothing is told but the request id, under which the
     log holds the rest.
     """
+    request = error_details_pb2.RequestInfo(request_id=request_id)
+    if isinstance(error, ServerStoppingError):
+        # As of a connection that breaks: a reason of ours would say more than there is to do.
+        code = grpc.StatusCode.UNAVAILABLE
+        return code, _with_details(code, str(error), _retry(), request)
     if isinstance(error, DuostoreError):
         reason = error.reason
         metadata = {name: _bounded(text, _MAX_METADATA) for name, text in error.metadata.items()}
@@ -92,7 +116,6 @@ def status_of(error: Exception, request_id: str) -> tuple[grpc.StatusCode, grpc.
         reason = Reason.INTERNAL
         message = f"a fault of the server; its log holds the detail under {request_id}"
         metadata = {"request_id": request_id}
-    request = error_details_pb2.RequestInfo(request_id=request_id)
     return CODES[reason], _status(reason, message, metadata, *_details(error), request)
 
 
@@ -105,8 +128,12 @@ def _status(
     reason: Reason, message: str, metadata: Mapping[str, str], *details: Message
 ) -> grpc.Status:
     info = error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN, metadata=metadata)
-    status = status_pb2.Status(code=CODES[reason].value[0], message=message)
-    status.details.extend(_packed(detail) for detail in (info, *details))
+    return _with_details(CODES[reason], message, info, *details)
+
+
+def _with_details(code: grpc.StatusCode, message: str, *details: Message) -> grpc.Status:
+    status = status_pb2.Status(code=code.value[0], message=message)
+    status.details.extend(_packed(detail) for detail in details)
     return rpc_status.to_status(status)
 
 
@@ -120,9 +147,27 @@ def _details(error: Exception) -> Iterator[Message]:
             yield _bad_request((FieldViolation(field, text),))
         case StoreUnavailableError() | StoreOverloadedError() | DuplicateInProgressError():
             yield _retry()
+        case ReadOnlyError():
+            yield _retry(_READ_ONLY_SECONDS)
+    if isinstance(error, DuostoreError):
+        yield from _unmet(error)
+
+
+def _unmet(error: DuostoreError) -> Iterator[Message]:
+    """Yield what did not hold that the call needs, if it is that."""
+    match error:
+        case ReadOnlyError():
+            yield _precondition_failure(error, f"kinds/{error.kind}" if error.kind else "kinds")
+        case FlagsElsewhereError():
+            yield _precondition_failure(error, "name")
         case RefusalError(mutation=int(index)):
             yield _precondition_failure(error, f"mutations[{index}]")
-        case VersionMismatchError() | MinVersionNotReachedError() | ConstraintViolatedError():
+        case (
+            VersionMismatchError()
+            | MinVersionNotReachedError()
+            | ConstraintViolatedError()
+            | ProjectionFailedError()
+        ):
             yield _precondition_failure(error, "key")
         case ReservationSettledError():
             yield _precondition_failure(error, "reservation")
@@ -144,8 +189,8 @@ def _precondition_failure(
     return failure
 
 
-def _retry() -> error_details_pb2.RetryInfo:
-    return error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=_RETRY_SECONDS))
+def _retry(seconds: int = _RETRY_SECONDS) -> error_details_pb2.RetryInfo:
+    return error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=seconds))
 
 
 def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
 
+from duostore_server.telemetry.tracing import trace_ids
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,7 +30,7 @@ def configure_logs(*, level: str, form: Literal["auto", "json", "console"], **bo
     def bind(
         _logger: object, _method: str, event: structlog.typing.EventDict
     ) -> structlog.typing.EventDict:
-        return {**bound, **event}
+        return {**bound, **trace_ids(), **event}
 
     shared: list[structlog.typing.Processor] = [
         bind,
@@ -68,22 +70,34 @@ def configure_logs(*, level: str, form: Literal["auto", "json", "console"], **bo
     pool = logging.getLogger("psycopg.pool")
     pool.setLevel(logging.WARNING)
     pool.filters[:] = [OnceInAWhile()]
+    # Its loggers are many, and while a collector is down each batch of spans is an error.
+    handler.addFilter(OnceInAWhile("opentelemetry", below=logging.CRITICAL))
 
 
 class OnceInAWhile(logging.Filter):
-    """Lets each kind of message through once a minute; errors always.
+    """Lets each kind of message through once a minute; those of a level not ``below``, always.
 
-    Of a kind are those that differ in their arguments alone.
+    Of a kind are those that differ in their arguments alone. Messages of other loggers than
+    ``name`` and what is under it all pass.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        below: int = logging.ERROR,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(name)
+        self._below = below
         self._clock = clock
         self._quiet_until: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if not super().filter(record):
+            return True
         now = self._clock()
-        if record.levelno < logging.ERROR and now < self._quiet_until.get(record.msg, now):
+        if record.levelno < self._below and now < self._quiet_until.get(record.msg, now):
             return False
         self._quiet_until[record.msg] = now + _QUIET_SECONDS
         return True

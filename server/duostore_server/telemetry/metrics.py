@@ -6,13 +6,19 @@ them.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from duostore_server.domain.objectives import RPC_BOUNDS
+
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from prometheus_client import CollectorRegistry
 
+    from duostore_server.domain.drift import Drift
     from duostore_server.domain.entities import Backlog
     from duostore_server.domain.errors import Store, StoreError
     from duostore_server.domain.read_models import FanOutBacklog, Outcome
@@ -22,7 +28,6 @@ _STORE_BUCKETS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
     *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
 )
-_RPC_BUCKETS: Final = (*_STORE_BUCKETS[1:], 10.0, 30.0)
 
 
 class Metrics:
@@ -48,7 +53,7 @@ class Metrics:
             "duostore_rpc_duration_seconds",
             "How long RPCs took, from the start of their handler, by status code.",
             ("method", "code"),
-            buckets=_RPC_BUCKETS,
+            buckets=RPC_BOUNDS,
             registry=registry,
         )
         self.rpcs_in_flight = Gauge(
@@ -160,6 +165,86 @@ class Metrics:
             multiprocess_mode="mostrecent",
             registry=registry,
         )
+        self.verified_entities = Counter(
+            "duostore_verified_total",
+            "Looks of the verifier at entities, by how long after a save (row: at random), and by"
+            " outcome: consistent, inconsistent (a reader is answered wrongly, or may be),"
+            " undecided (a store could not be asked, or the entity had changed).",
+            ("age", "outcome"),
+            registry=registry,
+        )
+        self.drifts = Counter(
+            "duostore_drift_total",
+            "Times that DynamoDB or the cache was found not to agree with Aurora, by what it was.",
+            ("kind", "drift"),
+            registry=registry,
+        )
+        self.repairs = Counter(
+            "duostore_repairs_total",
+            "Entities that were projected anew since they did not agree, by outcome: repaired,"
+            " failed.",
+            ("kind", "outcome"),
+            registry=registry,
+        )
+        self.backfilled_entities = Counter(
+            "duostore_backfilled_total",
+            "Entities that backfills looked at, by outcome: projected (DynamoDB did not have them"
+            " as they are), unchanged, failed.",
+            ("kind", "outcome"),
+            registry=registry,
+        )
+        self.kinds_read_only = Gauge(
+            "duostore_read_only",
+            "1 while any process refuses writes of a kind, * being all kinds.",
+            ("kind",),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.aurora_connections = Gauge(
+            "duostore_aurora_connections",
+            "Connections to Aurora that are open, by pool and state: idle, used.",
+            ("pool", "state"),
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.aurora_waiting = Gauge(
+            "duostore_aurora_waiting",
+            "Calls that wait for a connection to Aurora, by pool.",
+            ("pool",),
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.slo_good_ratio = Gauge(
+            "duostore_slo_good_ratio",
+            "Share of what an objective counts that was good, over the last 5m and 1h; NaN if"
+            " nothing was counted.",
+            ("slo", "window"),
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self.slo_burn_rate = Gauge(
+            "duostore_slo_burn_rate",
+            "How fast the error budget of an objective is used up: 1 uses it up just at the end"
+            " of its window.",
+            ("slo",),
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self.slo_holds = Gauge(
+            "duostore_slo_holds",
+            "1 while an objective holds, else 0.",
+            ("slo",),
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self.build_info = Gauge(
+            "duostore_build_info",
+            "Always 1; the label says which release runs.",
+            ("release",),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self._read_only: set[str] = set()
 
     def served(self, kind: str, store: Store) -> None:
         """Count one entity that was read."""
@@ -213,3 +298,53 @@ class Metrics:
     def failed(self, name: str) -> None:
         """Count a round of background work that ended in an error."""
         self.background_rounds.labels(name, "error").inc()
+
+    def verified(self, age: str, outcome: str) -> None:
+        """Count a look of the verifier."""
+        self.verified_entities.labels(age, outcome).inc()
+
+    def drifted(self, kind: str, drift: Drift) -> None:
+        """Count one thing that did not agree."""
+        self.drifts.labels(kind, drift.value).inc()
+
+    def repaired(self, kind: str, ok: bool) -> None:  # noqa: FBT001 - one outcome or the other
+        """Count an entity whose drift was repaired, or could not be."""
+        self.repairs.labels(kind, "repaired" if ok else "failed").inc()
+
+    def backfilled(self, kind: str, outcome: str, count: int) -> None:
+        """Count entities that a backfill looked at."""
+        self.backfilled_entities.labels(kind, outcome).inc(count)
+
+    def read_only(self, kinds: Collection[str]) -> None:
+        """Show which kinds are read-only; the empty one stands for all."""
+        refused = {kind or "*" for kind in kinds}
+        for kind in self._read_only - refused:
+            self.kinds_read_only.labels(kind).set(0)
+        for kind in refused:
+            self.kinds_read_only.labels(kind).set(1)
+        self._read_only |= refused
+
+    def pool(self, name: str, idle: int, used: int, waiting: int) -> None:
+        """Show how a pool of connections to Aurora is used."""
+        self.aurora_connections.labels(name, "idle").set(idle)
+        self.aurora_connections.labels(name, "used").set(used)
+        self.aurora_waiting.labels(name).set(waiting)
+
+    def slo(
+        self,
+        name: str,
+        *,
+        ratio: float | None,
+        ratio_hour: float | None,
+        burn_rate: float,
+        holds: bool,
+    ) -> None:
+        """Show how an objective is met: the shares of five minutes and of an hour, if any."""
+        for window, share in (("5m", ratio), ("1h", ratio_hour)):
+            self.slo_good_ratio.labels(name, window).set(math.nan if share is None else share)
+        self.slo_burn_rate.labels(name).set(burn_rate)
+        self.slo_holds.labels(name).set(holds)
+
+    def release(self, name: str) -> None:
+        """Show which release runs."""
+        self.build_info.labels(name).set(1)

@@ -10,7 +10,7 @@ from duostore_server.telemetry.store_calls import StoreCalls
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from duostore_server.domain.entities import Cached, Lease
+    from duostore_server.domain.entities import Cached, Lease, Peeked
     from duostore_server.domain.keys import CacheKey
     from duostore_server.domain.ports import Cache, K
     from duostore_server.telemetry.metrics import Metrics
@@ -25,6 +25,7 @@ class ObservedCache:
         self._lease = StoreCalls(metrics, Store.CACHE, "lease")
         self._fill = StoreCalls(metrics, Store.CACHE, "fill")
         self._invalidate = StoreCalls(metrics, Store.CACHE, "invalidate")
+        self._peek = StoreCalls(metrics, Store.CACHE, "peek")
 
     def read(self, keys: Collection[K]) -> Mapping[K, Cached | Lease]:
         with self._read() as call:
@@ -50,3 +51,10 @@ class ObservedCache:
     def invalidate(self, keys: Collection[CacheKey]) -> None:
         with self._invalidate():
             self._delegate.invalidate(keys)
+
+    def peek(self, keys: Collection[K]) -> Mapping[K, Peeked]:
+        with self._peek() as call:
+            found = self._delegate.peek(keys)
+            if not found:
+                call.outcome = "miss"
+            return found

@@ -1,4 +1,4 @@
-"""Measures a call of a store: how long it took and how it ended."""
+"""Measures a call of a store: how long it took and how it ended; and traces it, if that is on."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from duostore_server.domain.errors import (
     VersionMismatchError,
     WriteOutcomeUnknownError,
 )
+from duostore_server.telemetry.tracing import process
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from duostore_server.domain.errors import Store
     from duostore_server.telemetry.metrics import Metrics
+    from duostore_server.telemetry.spans import Spans
 
 # The first that fits; a timeout is told apart from a store that cannot be reached.
 _OUTCOMES: Final = (
@@ -54,21 +56,22 @@ class StoreCalls:
         seconds = metrics.store_call_seconds.labels(store.value, op)
         self._observe = seconds.observe
         self._counter = metrics.store_calls
-        self._labels = (store.value, op)
+        self.tier, self.op = store.value, op
         self._children = {
             outcome: self._counter.labels(store.value, op, outcome) for outcome in ("ok", "miss")
         }
 
     def __call__(self) -> StoreCall:
         """Return the measurement of the call that begins now."""
-        return StoreCall(self)
+        spans = process.spans
+        return StoreCall(self) if spans is None else _TracedCall(self, spans)
 
     def record(self, outcome: str, seconds: float) -> None:
         """Count a call that has ended."""
         self._observe(seconds)
         child = self._children.get(outcome)
         if child is None:
-            child = self._children[outcome] = self._counter.labels(*self._labels, outcome)
+            child = self._children[outcome] = self._counter.labels(self.tier, self.op, outcome)
         child.inc()
 
 
@@ -91,5 +94,30 @@ class StoreCall:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        outcome = self.outcome if exc is None else _outcome_of(exc)
-        self._calls.record(outcome, time.perf_counter() - self._began)
+        if exc is not None:
+            self.outcome = _outcome_of(exc)
+        self._calls.record(self.outcome, time.perf_counter() - self._began)
+
+
+class _TracedCall(StoreCall):
+    """A call that is a span, too: a child of the RPC's that it is made for."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, calls: StoreCalls, spans: Spans) -> None:
+        super().__init__(calls)
+        self._span = spans.store(calls.tier, calls.op)
+
+    def __enter__(self) -> Self:
+        self._span.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(exc_type, exc, traceback)
+        self._span.ended(self.outcome)
+        self._span.__exit__(exc_type, exc, traceback)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from psycopg.types.numeric import Int8
 
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.limits import MAX_LIMIT, LimitKey, limit_key_violations
+from duostore_server.storage.aurora.control_rows import ControlRows
 from duostore_server.storage.aurora.migrate import MigrationError, connected
 from duostore_server.storage.aurora.trips import Statement, Trips
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-_QUIET_SECONDS: Final = 60.0
 # What a command may take, which somebody is waiting for.
 _COMMAND_SECONDS: Final = 10.0
 _WHOLE_NUMBER: Final = re.compile("[0-9]{1,13}")
@@ -83,32 +82,14 @@ class SetLimit:
 class AuroraLimits:
     """``ports.Limits`` on PostgreSQL.
 
-    Rows that cannot be read are passed over, and told in the log once a minute. All rows
-    are fetched each time, and looked into only if they have changed: there may be thousands.
+    Rows that cannot be read are passed over, and told in the log once a minute.
     """
 
     def __init__(self, pool: AuroraPool, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._pool = pool
-        self._clock = clock
-        self._quiet_until = -math.inf
-        self._seen: tuple[Rows, Mapping[tuple[str, str], int]] = ((), {})
+        self._rows = ControlRows(pool, _READ, _looked_into, complain=_complain, clock=clock)
 
     def read(self, deadline: Deadline) -> Mapping[tuple[str, str], int]:
-        rows = self._pool.ask_writer(_READ, (), deadline)
-        seen, limits = self._seen
-        if rows != seen:
-            limits = dict(_readable(rows))
-            self._seen = rows, limits
-        there = len(rows) if rows[0][1] is not None else 0
-        if len(limits) < there:
-            self._complain(there - len(limits))
-        return limits
-
-    def _complain(self, count: int) -> None:
-        now = self._clock()
-        if now >= self._quiet_until:
-            self._quiet_until = now + _QUIET_SECONDS
-            _log.error("limits cannot be read", count=count)
+        return self._rows.read(deadline)
 
 
 def set_limit(
@@ -143,6 +124,17 @@ def list_limits(conninfo: Conninfo, *, within: float = _COMMAND_SECONDS) -> Sequ
         SetLimit(*_parsed(name), _limit(name, value), value, caller, update_time)
         for name, value, caller, update_time in rows
     ]
+
+
+def _complain(count: int) -> None:
+    _log.error("limits cannot be read", count=count)
+
+
+def _looked_into(rows: Rows) -> tuple[Mapping[tuple[str, str], int], int]:
+    """Return the limits that are set, and how many rows cannot be read."""
+    limits = dict(_readable(rows))
+    there = len(rows) if rows[0][1] is not None else 0
+    return limits, there - len(limits)
 
 
 def _readable(rows: Rows) -> Iterator[tuple[tuple[str, str], int]]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Final
 
 from psycopg.types.numeric import Int8
 
-from duostore_server.domain.entities import Backlog, OutboxRow
+from duostore_server.domain.entities import Backlog, OutboxRow, PendingChange
 from duostore_server.domain.keys import EntityKey
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from duostore_server.domain.deadline import Deadline
     from duostore_server.storage.aurora.pool import AuroraPool
@@ -54,6 +54,29 @@ FROM duostore.outbox
 """
 
 
+_FIND: Final = """
+SELECT current_setting('transaction_read_only'), n, o.id, o.create_time, o.due_time
+FROM (VALUES (1)) AS one
+LEFT JOIN (
+    unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS k (tenant, kind, entity_id, n)
+    JOIN duostore.outbox AS o USING (tenant, kind, entity_id)
+) ON true
+"""
+
+# As a change queues its row, and in the order of keys in which changes take their locks.
+_OBLIGE: Final = """
+INSERT INTO duostore.outbox AS o (tenant, kind, entity_id, due_time, create_time)
+SELECT tenant, kind, entity_id, t + %s, t
+FROM unnest(%s::text[], %s::text[], %s::text[]) AS k (tenant, kind, entity_id),
+    clock_timestamp() AS t
+ORDER BY tenant COLLATE "C", kind COLLATE "C", entity_id COLLATE "C"
+ON CONFLICT (tenant, kind, entity_id) DO UPDATE SET
+    id = DEFAULT,
+    due_time = least(o.due_time, excluded.due_time)
+RETURNING id, tenant, kind, entity_id
+"""
+
+
 class AuroraOutbox:
     """``ports.Outbox`` on PostgreSQL. A claim holds for ``claim`` seconds.
 
@@ -77,3 +100,35 @@ class AuroraOutbox:
     def backlog(self, deadline: Deadline) -> Backlog:
         ((depth, oldest_seconds),) = self._pool.execute(_BACKLOG, (), deadline)
         return Backlog(depth, oldest_seconds)
+
+    def find(
+        self, keys: Collection[EntityKey], deadline: Deadline
+    ) -> Mapping[EntityKey, PendingChange]:
+        ordered = list(keys)
+        if not ordered:
+            return {}
+        rows = self._pool.ask_writer(_FIND, _columns(ordered), deadline)
+        return {
+            ordered[n - 1]: PendingChange(
+                id_, create_time.astimezone(UTC), due_time.astimezone(UTC)
+            )
+            for _, n, id_, create_time, due_time in rows
+            if n is not None
+        }
+
+    def oblige(
+        self, keys: Collection[EntityKey], due_after: timedelta, deadline: Deadline
+    ) -> Sequence[OutboxRow]:
+        ordered = list(dict.fromkeys(keys))
+        if not ordered:
+            return []
+        rows = self._pool.execute(_OBLIGE, (due_after, *_columns(ordered)), deadline)
+        return [OutboxRow(id_, EntityKey(*key)) for id_, *key in rows]
+
+
+def _columns(keys: Sequence[EntityKey]) -> tuple[list[str], list[str], list[str]]:
+    return (
+        [key.tenant for key in keys],
+        [key.kind for key in keys],
+        [key.id for key in keys],
+    )

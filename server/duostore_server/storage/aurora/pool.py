@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import psycopg
@@ -71,6 +72,16 @@ class _Connections(ConnectionPool[BoundedConnection]):
                 for client in [client for client in self._waiting if client.error]:
                     self._waiting.remove(client)
             raise
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUsage:
+    """How a pool is used: connections, those that are being made among the used, and waiters."""
+
+    name: str
+    idle: int
+    used: int
+    waiting: int
 
 
 class AuroraPool:
@@ -206,6 +217,17 @@ class AuroraPool:
                 connection, course(), deadline, prepare=prepare
             ),
             deadline,
+        )
+
+    def usage(self) -> PoolUsage:
+        """Return how many connections and calls there are now; asks nobody and waits for nobody."""
+        stats = self._pool.get_stats()
+        idle = stats["pool_available"]
+        return PoolUsage(
+            name=self._pool.name,
+            idle=idle,
+            used=max(0, stats["pool_size"] - idle),
+            waiting=stats["requests_waiting"],
         )
 
     def take(self, deadline: Deadline) -> BoundedConnection:

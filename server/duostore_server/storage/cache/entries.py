@@ -3,7 +3,9 @@
 Each starts with the same header, numbers big-endian: magic (1 byte), format (1), kind (1),
 flags (1), size of what follows the header (4), version (8), cached time in ms since
 1970 (8), expire time in µs since 1970 or 0 if there is none (8). What follows is the
-payload, zstd-compressed if flagged, or a lease's nonce.
+payload, zstd-compressed if flagged, or a lease's nonce. Bit 0 of the flags is set if it is
+compressed; the others are the shape - 1. So entries of shape 1 have the flags that they had
+when there was no other, and a release that knows no other cannot read the others' entries.
 
 A hit costs one unpack and one slice, or one decompression. The header has no checksum:
 TCP and memory have theirs, and a hit is paid for thousands of times a second. The size
@@ -16,7 +18,7 @@ import struct
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from duostore_server.domain.entities import Cached, Lease
+from duostore_server.domain.entities import AS_SAVED, Cached, Lease
 from duostore_server.storage.cache.leases import NONCE_BYTES
 from duostore_server.storage.compression import CorruptError, compress, decompress
 
@@ -38,6 +40,7 @@ _LEASE: Final = 3
 
 _PLAIN: Final = 0
 _COMPRESSED: Final = 1
+_SHAPE_SHIFT: Final = 1
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -58,9 +61,10 @@ def encode(entry: Cached | Lease, *, compress_above: int) -> bytes:
         return _pack(_LEASE, _PLAIN, 0, (0, _NEVER), entry.nonce)
     times = (entry.cached_time - _EPOCH) // _MILLISECOND, _expire_micros(entry.expire_time)
     if entry.payload is None:
-        return _pack(_ABSENT, _PLAIN, entry.version, times, b"")
+        return _pack(_ABSENT, _flags(entry.shape), entry.version, times, b"")
     body, compressed = compress(entry.payload, above=compress_above)
-    return _pack(_VALUE, _COMPRESSED if compressed else _PLAIN, entry.version, times, body)
+    flags = _flags(entry.shape, _COMPRESSED if compressed else _PLAIN)
+    return _pack(_VALUE, flags, entry.version, times, body)
 
 
 def decode(raw: bytes) -> Cached | Lease | None:
@@ -82,12 +86,13 @@ def _cached(
     kind: int, flags: int, version: int, times: Sequence[int], body: bytes
 ) -> Cached | None:
     payload = None
-    if kind == _VALUE and version >= 1 and flags in {_PLAIN, _COMPRESSED}:
+    compressed = flags & _COMPRESSED
+    if kind == _VALUE and version >= 1:
         try:
-            payload = decompress(body) if flags == _COMPRESSED else body
+            payload = decompress(body) if compressed else body
         except CorruptError:
             return None
-    elif not (kind == _ABSENT and version >= 0 and flags == _PLAIN and not body):
+    elif not (kind == _ABSENT and version >= 0 and not compressed and not body):
         return None
     cached_ms, expire_micros = times
     if not (0 <= cached_ms <= _LAST_MILLISECOND and 0 <= expire_micros <= _LAST_MICROSECOND):
@@ -97,7 +102,12 @@ def _cached(
         payload,
         _EPOCH + timedelta(milliseconds=cached_ms),
         None if expire_micros == _NEVER else _EPOCH + timedelta(microseconds=expire_micros),
+        (flags >> _SHAPE_SHIFT) + AS_SAVED,
     )
+
+
+def _flags(shape: int, compression: int = _PLAIN) -> int:
+    return shape - AS_SAVED << _SHAPE_SHIFT | compression
 
 
 def _expire_micros(expire_time: datetime | None) -> int:

@@ -23,7 +23,7 @@ import zlib
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-from duostore_server.domain.entities import Lease
+from duostore_server.domain.entities import Lease, Peeked
 from duostore_server.domain.errors import Store, StoreTimeoutError, StoreUnavailableError
 from duostore_server.storage.backoff import Backoff
 from duostore_server.storage.cache.entries import decode, encode
@@ -164,6 +164,15 @@ class MemcachedCache:
                 failures.append(error)
         if failures:
             raise failures[0]
+
+    def peek(self, keys: Collection[K]) -> Mapping[K, Peeked]:
+        found: dict[K, Peeked] = {}
+        ends = self._clock() + self._patience
+        for node, shared in self._shares(keys):
+            self._check_time(ends, node)
+            for name, raw in node.call(partial(_get, shared)).items():
+                found[shared[name]] = Peeked(decode(raw), len(name) + len(raw))
+        return found
 
     def _swap(
         self, connection: Connection, name: bytes, lease: Lease, value: bytes, expire: int

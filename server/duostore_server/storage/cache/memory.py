@@ -9,7 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from duostore_server.domain.entities import Cached, Lease
+from duostore_server.domain.entities import Cached, Lease, Peeked
 from duostore_server.storage.cache.leases import LEASE_SECONDS, new_nonce
 
 if TYPE_CHECKING:
@@ -90,6 +90,14 @@ class MemoryCache:
         with self._lock:
             for key in keys:
                 self._remove(key)
+
+    def peek(self, keys: Collection[K]) -> Mapping[K, Peeked]:
+        now = self._clock()
+        with self._lock:
+            slots = {key: slot for key in keys if (slot := self._slots.get(key)) is not None}
+        return {
+            key: Peeked(slot.entry, slot.size) for key, slot in slots.items() if slot.expires > now
+        }
 
     def _find(self, key: CacheKey) -> Cached | Lease | None:
         slot = self._slots.get(key)

@@ -16,19 +16,23 @@ ZSTD: Final = "zstd"
 # DynamoDB refuses items past 400 KB: the UTF-8 of every attribute's name and value.
 MAX_ITEM_BYTES: Final = 400 * 1024
 
+# What DynamoDB adds to a list or a map, and to each of its elements.
+_NEST_BYTES: Final = 3
+_ELEMENT_BYTES: Final = 1
+
 
 class UnreadableError(Exception):
     """An item is not what this folder wrote."""
 
 
-def payload_of(item: Mapping[str, Any]) -> bytes:
-    """Return the payload that an item holds. Raises ``UnreadableError``."""
-    stored: bytes = attribute(item, PAYLOAD, "B")
-    if ENCODING not in item:
+def payload_of(item: Mapping[str, Any], payload: str = PAYLOAD, encoding: str = ENCODING) -> bytes:
+    """Return the payload that an item holds in these attributes. Raises ``UnreadableError``."""
+    stored: bytes = attribute(item, payload, "B")
+    if encoding not in item:
         return stored
-    encoding = attribute(item, ENCODING, "S")
-    if encoding != ZSTD:
-        raise UnreadableError(f"unknown encoding {encoding!r}")
+    encoded = attribute(item, encoding, "S")
+    if encoded != ZSTD:
+        raise UnreadableError(f"unknown encoding {encoded!r}")
     try:
         return decompress(stored)
     except CorruptError as error:
@@ -51,3 +55,29 @@ def attribute(item: Mapping[str, Any], name: str, kind: str) -> Any:  # noqa: AN
     except KeyError:
         found = "missing" if name not in item else f"of type {'/'.join(item[name])}"
         raise UnreadableError(f"attribute {name!r} is {found}") from None
+
+
+def stored_bytes(item: Mapping[str, Any]) -> int:
+    """Return the bytes that an item takes, as DynamoDB counts them; of numbers about."""
+    return sum(len(name.encode()) + _value_bytes(value) for name, value in item.items())
+
+
+def _value_bytes(value: Mapping[str, Any]) -> int:
+    ((kind, held),) = value.items()
+    size = 1
+    match kind:
+        case "S":
+            size = len(held.encode())
+        case "B":
+            size = len(held)
+        case "N":
+            # Two significant digits a byte, and one for sign and exponent.
+            digits = held.partition("E")[0].lstrip("-").replace(".", "").strip("0")
+            size = (len(digits) + 1) // 2 + 1
+        case "SS" | "NS" | "BS":
+            size = sum(_value_bytes({kind[0]: one}) for one in held)
+        case "L":
+            size = _NEST_BYTES + sum(_ELEMENT_BYTES + _value_bytes(one) for one in held)
+        case "M":
+            size = _NEST_BYTES + _ELEMENT_BYTES * len(held) + stored_bytes(held)
+    return size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Generic, Protocol, Self, TypeAlias, TypeVar
@@ -72,6 +73,8 @@ class _Call(Generic[K, V]):
     answers: dict[K, V] = field(default_factory=dict)
     error: Exception | None = None
     done: threading.Event = field(default_factory=threading.Event)
+    # What the log and traces know of the caller.
+    context: Context = field(default_factory=copy_context)
 
     def fail(self, error: Exception) -> None:
         self.error = error
@@ -211,8 +214,10 @@ class Coalescer(Generic[K, V]):
 
     def _run(self) -> None:
         while (batch := self._take()) is not None:
+            # On behalf of the first of its callers, who may have another batch under way.
+            context = next(iter(batch.values()))[0].context.copy()
             try:
-                answers = self._send(list(batch))
+                answers = context.run(self._send, list(batch))
             except Exception as error:  # noqa: BLE001 - it is raised to each caller
                 self._settle(batch, {}, error)
             else:

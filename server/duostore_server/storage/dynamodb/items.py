@@ -1,11 +1,23 @@
-"""The item of the projection table: how a projection is laid out in DynamoDB."""
+"""The item of the projection table: how a projection is laid out in DynamoDB.
+
+    pk           ``tenant#kind#id``
+    version      of the entity
+    form         ``value``, ``tombstone`` or ``stub``
+    payload, encoding                   shape 1 of a value
+    payload_N, encoding_N, version_N    a later shape N, if ``version_N`` is ``version``
+
+All shapes are in one item, so that the condition on its version guards each of them. What
+raises ``version`` and knows nothing of shape N, an older release say, leaves that one behind;
+it is told by its version, and is as good as not there.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from duostore_server.domain.entities import Form, Projection
+from duostore_server.domain.entities import AS_SAVED, Form, Projection
 from duostore_server.storage.compression import compress
 from duostore_server.storage.dynamodb.attributes import (
     ENCODING,
@@ -19,7 +31,7 @@ from duostore_server.storage.dynamodb.attributes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from types_boto3_dynamodb.type_defs import AttributeValueTypeDef
 
@@ -34,6 +46,16 @@ Unreadable: TypeAlias = "Callable[[EntityKey, int, str], None]"
 # What a number may take: 38 digits, two a byte, and one for sign and exponent; and
 # one more.
 _NUMBER_BYTES: Final = 21
+
+_VERSION: Final = "version"
+_LATER_PAYLOAD: Final = re.compile(rf"{PAYLOAD}_([2-9]|[1-9][0-9]{{1,2}})")
+
+
+def attributes_of(shape: int) -> tuple[str, ...]:
+    """Return the names of a shape's attributes: payload, encoding and, of a later one, version."""
+    if shape == AS_SAVED:
+        return PAYLOAD, ENCODING
+    return f"{PAYLOAD}_{shape}", f"{ENCODING}_{shape}", f"{_VERSION}_{shape}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +81,23 @@ class Write:
 def encode(key: EntityKey, projection: Projection, *, compress_above: int) -> Write:
     """Return the write that holds a projection, or its stub if it is too large for an item.
 
-    A payload of more than ``compress_above`` bytes is compressed if that helps.
+    Each payload of more than ``compress_above`` bytes is compressed if that helps.
     """
     write = Write(key, projection, _head(key, projection))
-    if projection.payload is None:
-        return write
-    payload, compressed = compress(projection.payload, above=compress_above)
-    write.item[PAYLOAD] = {"B": payload}
-    if compressed:
-        write.item[ENCODING] = {"S": ZSTD}
+    for shape, payload in _payloads(projection):
+        holds, encoded, *versions = attributes_of(shape)
+        stored, compressed = compress(payload, above=compress_above)
+        write.item[holds] = {"B": stored}
+        if compressed:
+            write.item[encoded] = {"S": ZSTD}
+        write.item.update(dict.fromkeys(versions, write.item[_VERSION]))
     return write if write.size <= MAX_ITEM_BYTES else stub(write)
+
+
+def _payloads(projection: Projection) -> Iterator[tuple[int, bytes]]:
+    if projection.payload is not None:
+        yield AS_SAVED, projection.payload
+    yield from projection.later
 
 
 def stub(write: Write) -> Write:
@@ -81,7 +110,7 @@ def _head(key: EntityKey, projection: Projection) -> Item:
     """Return the attributes that every item has."""
     return {
         "pk": {"S": str(key)},
-        "version": {"N": str(projection.version)},
+        _VERSION: {"N": str(projection.version)},
         "form": {"S": projection.form.value},
     }
 
@@ -109,11 +138,28 @@ def _projection(version: int, item: Mapping[str, Any]) -> Projection:
         return Projection(version, Form.STUB)
     if form != Form.VALUE.value:
         raise UnreadableError(f"unknown form {form!r}")
-    return Projection(version, Form.VALUE, payload_of(item))
+    later = tuple(
+        (shape, payload_of(item, *attributes_of(shape)[:2])) for shape in later_shapes(item)
+    )
+    first = None if later and PAYLOAD not in item else payload_of(item)
+    return Projection(version, Form.VALUE, first, later)
+
+
+def later_shapes(item: Mapping[str, Any]) -> list[int]:
+    """Return the later shapes that an item has of its own version, in rising order."""
+    version = item.get(_VERSION)
+    return sorted(
+        shape for shape in shapes_in(item) if item.get(attributes_of(shape)[-1]) == version
+    )
+
+
+def shapes_in(item: Mapping[str, Any]) -> list[int]:
+    """Return the later shapes that an item has payloads of, left behind or not."""
+    return [int(found[1]) for name in item if (found := _LATER_PAYLOAD.fullmatch(name))]
 
 
 def _version(item: Mapping[str, Any]) -> int:
-    version = whole(item, "version")
+    version = whole(item, _VERSION)
     if version == 0:
         raise UnreadableError("version 0")
     return version

@@ -11,6 +11,7 @@ from duostore_server.storage.dynamodb.dirty import DynamoDirtyHeads
 from duostore_server.storage.dynamodb.heads import open_heads
 from duostore_server.storage.dynamodb.idempotency import open_records
 from duostore_server.storage.dynamodb.probe import open_probe
+from duostore_server.storage.dynamodb.projection_items import DynamoProjectionItems
 from duostore_server.storage.dynamodb.projections import open_projections
 from duostore_server.storage.dynamodb.snapshots import open_snapshots
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from types_boto3_dynamodb import DynamoDBClient
 
+    from duostore_server.domain.admin_ports import ProjectionItems
     from duostore_server.domain.ports import (
         Counters,
         DirtyHeads,
@@ -47,6 +49,7 @@ class DynamoDBPorts:
     """What the use cases and the background work need of DynamoDB."""
 
     projections: Projections
+    items: ProjectionItems
     heads: Heads
     snapshots: Snapshots
     dirty_heads: DirtyHeads
@@ -88,6 +91,9 @@ def open_ports(
                     writes_in_flight=writes_in_flight,
                     statements=statements,
                 )
+            ),
+            items=DynamoProjectionItems(
+                client, prefix=prefix, compress_above=compress_above, timeout=timeout
             ),
             heads=stack.enter_context(
                 open_heads(

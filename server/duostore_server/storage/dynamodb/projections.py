@@ -13,7 +13,7 @@ from duostore_server.storage.dynamodb.coalescer import Direct
 from duostore_server.storage.dynamodb.errors import ErrorEdge
 from duostore_server.storage.dynamodb.items import encode
 from duostore_server.storage.dynamodb.pools import pool
-from duostore_server.storage.dynamodb.statements import MAX_STATEMENTS
+from duostore_server.storage.dynamodb.statements import MAX_STATEMENTS, does_all_of
 from duostore_server.storage.dynamodb.table import MAX_KEYS, ProjectionTable
 from duostore_server.storage.dynamodb.tables import projection_table
 
@@ -43,9 +43,9 @@ _MAX_WAITING_WRITES: Final = 500
 class DynamoProjections:
     """Reads and puts projections, within the smaller of the deadline and its own timeout.
 
-    Writes travel together where they can. One that was not applied so, or is large,
-    travels alone: that call creates what is missing, replaces what cannot be read and
-    tells what is held.
+    Writes travel together where they can. One that was not applied so, is large or removes
+    a document travels alone: that call creates what is missing, replaces all that is there,
+    even if it cannot be read, and tells what is held.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class DynamoProjections:
         # What takes several calls has the time of several.
         effort = self._patience.begin(calls=max(1, ceil(len(writes) / MAX_STATEMENTS)))
         held: dict[EntityKey, Projection] = {}
-        small = [write for write in writes if write.size <= _MAX_TOGETHER_BYTES]
+        small = [w for w in writes if w.size <= _MAX_TOGETHER_BYTES and does_all_of(w)]
         if self._together is not None and small:
             answers = self._together.ask(small, deadline, effort.left(StoreTimeoutError))
             held = {write.key: put for write, put in answers.items() if put is not None}

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from duostore_server.domain.entities import AS_SAVED, Form
+from duostore_server.storage.dynamodb.items import attributes_of
+
 if TYPE_CHECKING:
     from types_boto3_dynamodb.type_defs import (
         BatchStatementRequestTypeDef,
@@ -22,15 +25,23 @@ MAX_STATEMENTS: Final = 25
 
 # The ways to say that what is held is as new, or that there was nothing to update.
 EXPECTED_REFUSALS: Final = frozenset({"ConditionalCheckFailed", "DuplicateItem"})
-# Attributes that some items have and others have not.
-_OPTIONAL: Final = ("payload", "encoding")
+
+
+def does_all_of(write: Write) -> bool:
+    """Return whether a statement leaves nothing of what was held before.
+
+    An UPDATE does not remove what it does not name, and of a document that was deleted
+    nothing may stay, in whatever shapes it was held.
+    """
+    return write.projection.form is Form.VALUE or write.projection.version == 1
 
 
 def statement(table: str, write: Write) -> BatchStatementRequestTypeDef:
     """Return the statement that stores a write if it is newer than what is held.
 
     A first version is inserted, unless anything is held; a later one updates an older
-    one. UPDATE does not create, and does not remove what it does not name.
+    one. UPDATE does not create, and does not remove what it does not name: a shape may be
+    left behind that nobody reads any more.
     """
     if write.projection.version == 1:
         return _insert(table, write)
@@ -54,8 +65,19 @@ def _insert(table: str, write: Write) -> BatchStatementRequestTypeDef:
 def _update(table: str, write: Write) -> BatchStatementRequestTypeDef:
     assigned = {name: value for name, value in write.item.items() if name != "pk"}
     clauses = [f'SET "{name}"=?' for name in assigned]
-    clauses += [f'REMOVE "{name}"' for name in _OPTIONAL if name not in assigned]
+    clauses += [f'REMOVE "{name}"' for name in _optional(write) if name not in assigned]
     return {
         "Statement": (f'UPDATE "{table}" {" ".join(clauses)} WHERE "pk"=? AND "version"<?'),
         "Parameters": [*assigned.values(), write.item["pk"], write.item["version"]],
     }
+
+
+def _optional(write: Write) -> list[str]:
+    """Return the names of attributes that what is held may have and the write has not.
+
+    A kind comes to its shapes one by one, and goes back by one. A write that knows of
+    shape 1 alone is mostly of a kind that never had another: it names no other.
+    """
+    later = [shape for shape, _ in write.projection.later]
+    last = max(later) + 1 if later else AS_SAVED
+    return [name for shape in range(AS_SAVED, last + 1) for name in attributes_of(shape)]

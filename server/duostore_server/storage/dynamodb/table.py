@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 from duostore_server.domain.entities import Form
 from duostore_server.storage.dynamodb.batch_get import get_items
 from duostore_server.storage.dynamodb.errors import CONDITION_FAILED, error_code, is_overload
-from duostore_server.storage.dynamodb.items import decode, stub
+from duostore_server.storage.dynamodb.items import attributes_of, decode, stub
 from duostore_server.storage.dynamodb.statements import EXPECTED_REFUSALS, refusal, statement
 from duostore_server.storage.dynamodb.transact import is_too_large
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from types_boto3_dynamodb import DynamoDBClient
+    from types_boto3_dynamodb.type_defs import AttributeValueTypeDef
 
     from duostore_server.domain.entities import Projection
     from duostore_server.domain.keys import EntityKey
@@ -72,20 +73,21 @@ class ProjectionTable:
         }
 
     def put(self, writes: Sequence[Write]) -> dict[Write, Projection]:
-        """Store each write unless the version held is the same or newer; return what is held."""
+        """Store each write unless what is held is newer, or as new and in all its shapes.
+
+        Returns what is held.
+        """
         return {write: self._put(write) for write in writes}
 
     def _put(self, write: Write) -> Projection:
+        condition, values = _if_newer_or_lacking(write)
         with self._edge.translated():
             try:
                 self._client.put_item(
                     TableName=self._table,
                     Item=write.item,
-                    ConditionExpression=_IF_NEWER,
-                    ExpressionAttributeValues={
-                        ":version": write.item["version"],
-                        ":number": {"S": "N"},
-                    },
+                    ConditionExpression=condition,
+                    ExpressionAttributeValues=values,
                     ReturnValuesOnConditionCheckFailure="ALL_OLD",
                 )
             except ClientError as error:
@@ -133,6 +135,34 @@ class ProjectionTable:
                 # A put of each will tell what is the matter, if it is not the statements.
                 return [error_code(error)] * len(writes)
         return [refusal(response) for response in responses]
+
+
+def _if_newer_or_lacking(write: Write) -> tuple[str, dict[str, AttributeValueTypeDef]]:
+    """Return the condition of a put, and its values.
+
+    A stub of the same version stands in the way: what was too large is too large, and would
+    be written anew by each of its readers.
+    """
+    values: dict[str, AttributeValueTypeDef] = {
+        ":version": write.item["version"],
+        ":number": {"S": "N"},
+    }
+    if write.projection.form is not Form.VALUE:
+        return _IF_NEWER, values
+    lacking = " OR ".join(map(_lacks, sorted(write.projection.shapes)))
+    condition = f"{_IF_NEWER} OR (version = :version AND form = :value AND ({lacking}))"
+    return condition, {**values, ":value": {"S": Form.VALUE.value}}
+
+
+def _lacks(shape: int) -> str:
+    payload, _, *versions = attributes_of(shape)
+    return " OR ".join(
+        [
+            f"attribute_not_exists({payload})",
+            # A shape that was left behind is not there.
+            *(f"NOT {version} = :version" for version in versions),
+        ]
+    )
 
 
 def _old_item(error: ClientError) -> Mapping[str, Any]:

@@ -1,0 +1,158 @@
+"""Mends what does not agree: Aurora is right, and everything else is made of it anew."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from duostore_server.access.examining import is_behind, is_transient
+from duostore_server.access.generations import generations_of
+from duostore_server.domain.drift import Drift
+from duostore_server.domain.entities import Form, Projection
+from duostore_server.domain.errors import DeadlineExceededError, StoreError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from duostore_server.access.examining import Examining, Look
+    from duostore_server.access.propagation import Propagation
+    from duostore_server.access.shapes import Shapes
+    from duostore_server.domain.admin_ports import ProjectionItems
+    from duostore_server.domain.deadline import Deadline
+    from duostore_server.domain.entities import Entity
+    from duostore_server.domain.keys import EntityKey
+    from duostore_server.domain.ports import Authority, Cache, Outbox
+
+# Long enough for the repair to get there first.
+DUE_AFTER: Final = timedelta(seconds=5)
+# As many as are put in one call.
+_LOT: Final = 25
+
+# What a put would not replace.
+_IN_THE_WAY: Final = frozenset(
+    {
+        Drift.PROJECTION_NEWER,
+        Drift.PROJECTION_CONTENT,
+        Drift.PROJECTION_UNREADABLE,
+        Drift.PROJECTION_ORPHAN,
+    }
+)
+_NOT_BROUGHT: Final = (
+    "could not be brought to dynamodb and the cache; the projector goes on with it"
+)
+
+
+class Repairing:
+    """Projects entities anew, beside live traffic.
+
+    Each key is given an outbox row first: whatever dies from then on, the projector brings
+    the current version. An item that a put would not replace is replaced on the condition
+    that it is exactly what was found, so that whatever a Save has put meanwhile stays. After
+    that Aurora is read once more, for a Save may have been turned away by what was there.
+    """
+
+    def __init__(
+        self,
+        *,
+        examining: Examining,
+        authority: Authority,
+        outbox: Outbox,
+        items: ProjectionItems,
+        cache: Cache,
+        propagation: Propagation,
+        shapes: Shapes,
+    ) -> None:
+        self._examining = examining
+        self._authority = authority
+        self._outbox = outbox
+        self._items = items
+        self._cache = cache
+        self._propagation = propagation
+        self._shapes = shapes
+
+    def repair(self, keys: Collection[EntityKey], deadline: Deadline) -> dict[EntityKey, str]:
+        """Return for each key why it could not be repaired, empty if it was.
+
+        It was if a look after the repair found that all agree. Never raises: what was begun
+        is left to the projector if a store fails or the deadline passes.
+        """
+        outcomes: dict[EntityKey, str] = {}
+        for lot in self._examining.lots(keys, _LOT):
+            try:
+                outcomes |= self._repair(lot, deadline)
+            except (StoreError, DeadlineExceededError) as error:
+                outcomes |= dict.fromkeys(lot, str(error))
+        return outcomes
+
+    def _repair(self, keys: Sequence[EntityKey], deadline: Deadline) -> dict[EntityKey, str]:
+        rows = self._outbox.oblige(keys, DUE_AFTER, deadline)
+        looks = self._look(keys, deadline)
+        stubs = [look.key for look in looks.values() if self._replace(look, deadline)]
+        entities = self._authority.read(keys, deadline)
+        if not self._bring(keys, entities, deadline):
+            return dict.fromkeys(keys, _NOT_BROUGHT)
+        if stubs:
+            self._fill(stubs, entities, deadline)
+        self._outbox.complete([row.id for row in rows], deadline)
+        return {
+            key: _left(look, entities.get(key)) for key, look in self._look(keys, deadline).items()
+        }
+
+    def _look(self, keys: Sequence[EntityKey], deadline: Deadline) -> Mapping[EntityKey, Look]:
+        looks = self._examining.look(keys, deadline)
+        for look in looks.values():
+            for store in look.unknown:
+                raise StoreUnavailableError(store)
+        return looks
+
+    def _replace(self, look: Look, deadline: Deadline) -> bool:
+        """Take away what is in the way of a put; return True if a stub has its place now."""
+        drifts = {finding.drift for finding in look.findings}
+        if look.item is None or not drifts & _IN_THE_WAY:
+            return False
+        if look.entity is None:
+            self._items.replace(look.item, None, deadline)
+            return False
+        version = look.entity.version
+        if look.item.projection.version <= version:
+            self._items.replace(look.item, self._shapes.project(look.entity), deadline)
+            return False
+        # It may have turned away a version that was committed since: whose outbox row, which
+        # took the place of ours, is then gone. With a stub readers ask Aurora until it is put.
+        return self._items.replace(look.item, Projection(version, Form.STUB), deadline)
+
+    def _bring(
+        self,
+        keys: Sequence[EntityKey],
+        entities: Mapping[EntityKey, Entity],
+        deadline: Deadline,
+    ) -> bool:
+        gone = [key for key in keys if key not in entities]
+        if gone:
+            self._cache.invalidate([*gone, *generations_of(gone)])
+        return not entities or self._propagation.propagate(list(entities.values()), deadline)
+
+    def _fill(
+        self,
+        keys: Sequence[EntityKey],
+        entities: Mapping[EntityKey, Entity],
+        deadline: Deadline,
+    ) -> None:
+        """Give stubs of ours their documents where the put has left them."""
+        for key, item in self._items.inspect(keys, deadline).items():
+            entity = entities.get(key)
+            held = item.projection
+            if entity and held.form is Form.STUB and held.version == entity.version:
+                self._items.replace(item, self._shapes.project(entity), deadline)
+
+
+def _left(look: Look, entity: Entity | None) -> str:
+    """Return what still does not agree after a repair, empty if all does.
+
+    What was saved meanwhile may still be on its way.
+    """
+    version = entity.version if entity else 0
+    for finding in look.findings:
+        if not is_transient(finding) or is_behind(finding, version):
+            return f"{finding.drift.value} again after the repair; does something else write there?"
+    return ""
