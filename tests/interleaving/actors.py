@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from duostore_server import codec
+from duostore_server.domain.entities import AS_SAVED
 from duostore_server.domain.errors import (
     DuplicateInProgressError,
     EntityNotFoundError,
@@ -17,16 +19,18 @@ from duostore_server.domain.errors import (
 from duostore_server.domain.transactions import IfAbsent, IfVersion, Origin
 from duostore_server.workers.loop import IncompleteRoundError
 from tests.interleaving.claims import ViolationError
-from tests.interleaving.deployment import Deployment, completer_of, soon
+from tests.interleaving.deployment import AS_EVER, SECOND, Deployment, completer_of, soon
 from tests.interleaving.stores import ITEM_MAX, KEY, PROJECTED, STATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from duostore_server.access.reading import Reader
+    from duostore_server.domain.entities import Entity
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.transactions import Outcome
     from duostore_server.workers.projector import Projector
+    from tests.interleaving.deployment import Flags
 
 _MOST_ROUNDS = 20
 _ORIGIN = Origin("", "")
@@ -35,21 +39,27 @@ _ORIGIN = Origin("", "")
 class Stage(Deployment):
     """A deployment with actors on it. Each is a process of its own, unless it says otherwise."""
 
-    def prime(self, key: EntityKey = KEY, *, cached: bool = False) -> None:
+    def prime(self, key: EntityKey = KEY, *, cached: bool = False, flags: Flags = AS_EVER) -> None:
         """Let there be a version 1 before anything happens, projected, and cached if so wanted."""
-        writer = self.make_writer("prime")
+        writer = self.make_writer("prime", flags)
         self.write(key, partial(writer.save, key, {"by": "prime"}, None))
         self.make_projector().run_once()
         if cached:
             self.read(self.make_reader(), key)
 
     def saver(
-        self, name: str, key: EntityKey = KEY, *, times: int = 1, large: bool = False
+        self,
+        name: str,
+        key: EntityKey = KEY,
+        *,
+        times: int = 1,
+        large: bool = False,
+        flags: Flags = AS_EVER,
     ) -> None:
         """Add a process that saves an entity and is then asked no more."""
 
         def work() -> None:
-            writer = self.make_writer(name)
+            writer = self.make_writer(name, flags)
             for count in range(times):
                 document = {"by": f"{name}{count}", "text": "x" * ITEM_MAX if large else ""}
                 self.write(key, partial(writer.save, key, document, None))
@@ -122,11 +132,12 @@ class Stage(Deployment):
         times: int = 1,
         tokens: bool = True,
         strong: bool = False,
+        flags: Flags = AS_EVER,
     ) -> None:
         """Add a process that reads an entity, from the second time on with a token if so wanted."""
 
         def work() -> None:
-            reader = self.make_reader()
+            reader = self.make_reader(flags)
             token = 0
             for _ in range(times):
                 seen = self.read(reader, key, token=token, strong=strong)
@@ -152,11 +163,11 @@ class Stage(Deployment):
 
         self.world.actor(name, work)
 
-    def projector(self, name: str, *, rounds: int = 1) -> None:
+    def projector(self, name: str, *, rounds: int = 1, flags: Flags = AS_EVER) -> None:
         """Add a background process that looks into the outbox a few times."""
 
         def work() -> None:
-            projector = self.make_projector()
+            projector = self.make_projector(flags)
             for _ in range(rounds):
                 self._project(projector)
 
@@ -264,6 +275,15 @@ class Stage(Deployment):
             self.claims.read_failed(error, excused=self._is_excused(key))
             return None
         assert reading.payload is not None
-        found = codec.decode(reading.payload)
+        found = _as_saved(codec.decode(reading.payload), reader._shape_of(key))
         self.claims.saw(key, reading.version, found, promised=promised, token=token)
         return reading.version, True
+
+
+def _as_saved(found: Entity, wanted: int) -> Entity:
+    """Return an entity as it was saved, which was read in the shape that its reader wants (C3)."""
+    data = found.data or {}
+    shape = 2 if SECOND in data else AS_SAVED
+    if shape != wanted:
+        raise ViolationError("C3", f"{found.key} in shape {shape}, not {wanted}")
+    return found if shape == AS_SAVED else replace(found, data=data[SECOND])

@@ -11,7 +11,7 @@ tests/unit/test_reading_waits.py; ``Coalescer`` in tests/unit/test_coalescer.py.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
@@ -22,7 +22,7 @@ from duostore_server.access.dynamodb_home import DynamoDBHome
 from duostore_server.access.flights import Flights
 from duostore_server.access.propagation import Propagation
 from duostore_server.access.reading import Reader
-from duostore_server.access.shapes import Shapes
+from duostore_server.access.shapes import OLD, Shapes
 from duostore_server.access.sources import HeadSource, ProjectedSource
 from duostore_server.access.writing import Writer
 from duostore_server.domain.deadline import Deadline
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from duostore_server.access.drafting import Drafting
+    from duostore_server.domain.controls import FlagValue
+    from duostore_server.domain.documents import JsonObject
     from duostore_server.domain.ports import Heads, IdempotencyRecords
     from duostore_server.storage.dynamodb.projections import DynamoProjections
     from tests.interleaving.scheduler import World
@@ -51,18 +53,46 @@ def _kind(projection: ProjectionMode, home: Home = Home.AURORA) -> KindPolicy:
     return KindPolicy(cache_ttl=60, absent_ttl=10, projection=projection, max_bytes=1000, home=home)
 
 
+def _second(document: JsonObject) -> JsonObject:
+    return {SECOND: document}
+
+
+# What a document in the second shape has alone: itself as it was saved.
+SECOND = "second"
+
 _POLICIES = Policies(
     {
-        "proposal": _kind(ProjectionMode.INLINE),
+        # Moves to its second projection version, if the flags of a process say so.
+        "proposal": replace(
+            _kind(ProjectionMode.INLINE), projection_version=2, transforms={2: _second}
+        ),
         "note": _kind(ProjectionMode.ASYNC),
         "state": _kind(ProjectionMode.INLINE, Home.DYNAMODB),
     }
 )
-_SHAPES = Shapes(_POLICIES, codec.encode)
 _NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 _NODE = "cache:11211"
 # No scene publishes a snapshot.
 NO_DRAFTS = cast("Drafting", None)
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """What one process takes the flags for, which reach the processes at different times."""
+
+    write: str = OLD
+    read: int = 0
+
+    def shapes(self) -> Shapes:
+        """Return the shapes of a process with these flags."""
+        values: dict[str, FlagValue] = {
+            "projection_write.proposal.2": self.write,
+            "projection_read.proposal.2": self.read,
+        }
+        return Shapes(_POLICIES, codec.encode, values.__getitem__)
+
+
+AS_EVER = Flags()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +125,17 @@ class Deployment(Stores):
             if actor.name in {name, completer_of(name)}:
                 actor.killed = True
 
-    def make_reader(self) -> Reader:
+    def make_reader(self, flags: Flags = AS_EVER) -> Reader:
+        shapes = flags.shapes()
         return self._design.reader(
             sources={
-                Home.AURORA: self._design.source(self.authority, self._projections(), _SHAPES),
+                Home.AURORA: self._design.source(self.authority, self._projections(), shapes),
                 Home.DYNAMODB: HeadSource(self._heads(), codec.head_entity, lambda: _NOON),
             },
             cache=self._cache(),
             policies=_POLICIES,
             checks=Checks(_POLICIES),
-            shape_of=_SHAPES.to_read,
+            shape_of=shapes.to_read,
             flights=Flights(),
             pauses=(0.005, 0.010),
             pause=lambda _: self.world.step("pause"),
@@ -113,13 +144,13 @@ class Deployment(Stores):
             served=lambda _kind, _store: None,
         )
 
-    def make_writer(self, name: str) -> Writer:
+    def make_writer(self, name: str, flags: Flags = AS_EVER) -> Writer:
         return Writer(
             committer=Committer(
                 authority=self.authority,
                 rows=self.authority,
                 records=self._records(),
-                propagation=self._propagation(),
+                propagation=self._propagation(flags),
                 completions=self.completer_beside(name),
                 # Never sent: what DynamoDB does not remember the authority does.
                 answers=Deferred(lambda _notes, _deadline: None, batch=1),
@@ -139,11 +170,11 @@ class Deployment(Stores):
             check_writable=lambda _: None,
         )
 
-    def make_projector(self) -> Projector:
+    def make_projector(self, flags: Flags = AS_EVER) -> Projector:
         return Projector(
             outbox=self.authority,
             authority=self.authority,
-            propagation=self._propagation(),
+            propagation=self._propagation(flags),
             batch=10,
             budget=3600,
         )
@@ -156,8 +187,9 @@ class Deployment(Stores):
         """Return what the completer of a process has noted."""
         return tuple(self.completer_beside(name)._notes)
 
-    def _propagation(self) -> Propagation:
-        return self._design.propagation(self._projections(), self._cache(), _SHAPES.project)
+    def _propagation(self, flags: Flags) -> Propagation:
+        project = flags.shapes().project
+        return self._design.propagation(self._projections(), self._cache(), project)
 
     def _projections(self) -> DynamoProjections:
         return direct_projections(

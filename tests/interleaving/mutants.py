@@ -11,7 +11,7 @@ from duostore_server.access.propagation import Propagation
 from duostore_server.access.reading import Reader
 from duostore_server.access.sources import ProjectedSource
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.entities import Lease
+from duostore_server.domain.entities import AS_SAVED, Cached, Lease
 from duostore_server.domain.errors import (
     Store,
     StoreError,
@@ -28,8 +28,9 @@ from tests.support.simulated_dynamodb import SimulatedDynamoDB
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from duostore_server.domain.entities import Cached, Entity, Projection, Reading
+    from duostore_server.domain.entities import Entity, Projection, Reading
     from duostore_server.domain.keys import CacheKey, EntityKey
+    from duostore_server.domain.ports import K
     from duostore_server.domain.transactions import (
         Committed,
         Outcome,
@@ -59,6 +60,28 @@ class _FillByNumber(MemcachedCache):
     def fill(self, key: CacheKey, lease: Lease, entry: Cached, ttl: float) -> bool:
         found = self.read((key,)).get(key)
         return super().fill(key, found if isinstance(found, Lease) else lease, entry, ttl)
+
+
+class _ForgetsTheShape(MemcachedCache):
+    """Takes what it holds for what its reader wants, in whatever shape that is."""
+
+    def read(self, keys: Collection[K]) -> Mapping[K, Cached | Lease]:
+        return {
+            key: replace(entry, shape=AS_SAVED) if isinstance(entry, Cached) else entry
+            for key, entry in super().read(keys).items()
+        }
+
+
+class _VersionOfTheItem(SimulatedDynamoDB):
+    """Takes every shape for one of the item's version."""
+
+    def batch_get_item(self, **request: Any) -> dict[str, Any]:
+        answer = super().batch_get_item(**request)
+        for found in answer.get("Responses", {}).values():
+            for item in found:
+                if "version_2" in item:
+                    item["version_2"] = item["version"]
+        return answer
 
 
 class _NoReplyDelete(MemcachedCache):
@@ -243,6 +266,15 @@ MUTANTS: Mapping[str, Mutant] = {
     "fill by plain set": Mutant("C6", scenes.save_and_read, Design(cache=_FillByPlainSet)),
     "fill by CAS number, whosever lease": Mutant(
         "C6", scenes.two_readers, Design(cache=_FillByNumber), at_random=False
+    ),
+    "a shape of the cache is any": Mutant(
+        "C3", scenes.shapes_begin_to_differ, Design(cache=_ForgetsTheShape), at_random=False
+    ),
+    "a shape of an item is of its version": Mutant(
+        "C3",
+        scenes.second_shape_is_left_behind,
+        Design(dynamodb=_VersionOfTheItem),
+        at_random=False,
     ),
     "noreply delete": Mutant("C6", scenes.cache_is_cut_off, Design(cache=_NoReplyDelete)),
     "cache deleted before DynamoDB": Mutant(

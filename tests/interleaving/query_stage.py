@@ -18,6 +18,7 @@ from duostore_server.access.propagation import Propagation
 from duostore_server.access.query_checks import QueryChecks
 from duostore_server.access.querying import Querying
 from duostore_server.access.result_flights import ResultFlights
+from duostore_server.access.shapes import Shapes
 from duostore_server.domain.errors import (
     Store,
     StoreError,
@@ -62,6 +63,7 @@ def _kind(projection: ProjectionMode) -> KindPolicy:
 POLICIES: Final = Policies(
     {"proposal": _kind(ProjectionMode.INLINE), "note": _kind(ProjectionMode.ASYNC)}
 )
+_SHAPES: Final = Shapes(POLICIES, codec.encode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +264,7 @@ class QueryStage(QueryStores):
         return self._completers.setdefault(name, Deferred(self.authority.complete, batch=500))
 
     def _propagation(self, cache: Cache) -> Propagation:
-        return self.design.propagation(self.projections, cache, codec.encode)
+        return self.design.propagation(self.projections, cache, _SHAPES.project)
 
     def _cache(self) -> MemcachedCache:
         return self.design.cache(

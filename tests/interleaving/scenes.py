@@ -9,7 +9,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from duostore_server.access.shapes import BOTH, NEW
 from duostore_server.domain.transactions import IfVersion
+from tests.interleaving.deployment import Flags
 from tests.interleaving.stores import ASYNC, ASYNC_OTHER, PROJECTED, STATE
 
 if TYPE_CHECKING:
@@ -257,7 +259,39 @@ def cache_is_cut_off_from_two(s: Stage) -> None:
     s.reader("reader2")
 
 
+def shapes_begin_to_differ(s: Stage) -> None:
+    """Some processes know already that both shapes are written, and that the second is read."""
+    s.prime(cached=True)
+    s.saver("saver", flags=Flags(BOTH))
+    s.reader("reader")
+    s.reader("reader of the second", flags=Flags(BOTH, 100))
+
+
+def first_shape_is_retired(s: Stage) -> None:
+    """A process writes the second shape alone, and another knows of the first alone."""
+    s.prime(flags=Flags(NEW))
+    s.saver("saver of the second", flags=Flags(NEW, 100))
+    s.reader("reader")
+
+
+def second_shape_is_left_behind(s: Stage) -> None:
+    """Both shapes are there, and then a process writes that knows of the first alone."""
+    s.prime(flags=Flags(BOTH))
+    s.saver("saver")
+    s.reader("reader of the second", flags=Flags(BOTH, 100))
+
+
+def first_shape_is_brought_back(s: Stage) -> None:
+    s.prime(flags=Flags(NEW))
+    s.saver("saver")
+    s.reader("reader", times=2, flags=Flags(BOTH))
+
+
 SMALL = [
+    shapes_begin_to_differ,
+    first_shape_is_retired,
+    second_shape_is_left_behind,
+    first_shape_is_brought_back,
     first_saves,
     save_and_read,
     save_and_save,

@@ -168,7 +168,12 @@ class Stores:
             return None
         if key == STATE:
             return int(item["number"]["N"])
-        return decode_item(key, item, must_be_readable).version
+        held = decode_item(key, item, must_be_readable)
+        for shape in held.shapes:
+            found = codec.decode(held.in_shape(shape) or b"").version
+            if found != held.version:
+                raise ViolationError("C3", f"{key} at {held.version} has shape {shape} at {found}")
+        return held.version
 
     def _see_what_was_committed(self) -> None:
         """Take note of the versions of a head: several at a time, when what is late arrives."""
