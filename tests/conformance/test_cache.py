@@ -21,6 +21,7 @@ import pytest
 from pymemcache.client.base import Client  # type: ignore[import-untyped]
 
 from duostore_server.domain.entities import Cached, Lease
+from duostore_server.domain.errors import StoreUnavailableError
 from duostore_server.domain.keys import EntityKey
 from duostore_server.storage.cache.keys import Namespace
 from duostore_server.storage.cache.leases import LEASE_SECONDS
@@ -221,6 +222,100 @@ def test_an_entry_keeps_when_its_entity_expires(engine: Engine, ahead: timedelta
     entry = Cached(3, b"the third version", NOW, NOW + ahead)
     assert engine.cache.fill(KEY, won(engine.cache), entry, 60)
     assert engine.cache.read([KEY]) == {KEY: entry}
+
+
+@pytest.mark.parametrize("shape", [1, 2, 100])
+@pytest.mark.parametrize("payload", [b"short", b"all work and no play " * 10_000, None])
+def test_an_entry_keeps_its_shape(engine: Engine, shape: int, payload: bytes | None) -> None:
+    entry = Cached(3, payload, NOW, NOW + timedelta(days=1), shape)
+    assert engine.cache.fill(KEY, won(engine.cache), entry, 60)
+    assert engine.cache.read([KEY]) == {KEY: entry}
+
+
+def test_a_look_finds_what_is_there(engine: Engine) -> None:
+    absent = Cached(7, None, NOW, shape=2)
+    assert engine.cache.fill(KEY, won(engine.cache), VALUE, 60)
+    assert engine.cache.fill(key_of(2), won(engine.cache, key_of(2)), absent, 60)
+    lease = won(engine.cache, key_of(3))
+    found = engine.cache.peek([key_of(n) for n in range(1, 5)])
+    entries = {key: peeked.entry for key, peeked in found.items()}
+    assert entries == {KEY: VALUE, key_of(2): absent, key_of(3): lease}
+    assert all(peeked.stored_bytes > 0 for peeked in found.values())
+    payload = VALUE.payload or b""
+    assert found[KEY].stored_bytes == found[key_of(2)].stored_bytes + len(payload)
+    assert engine.cache.peek([]) == {}
+
+
+def test_a_look_changes_nothing(engine: Engine) -> None:
+    """A vacant key stays vacant, and a lease that was looked at is still its holder's."""
+    mine = won(engine.cache)
+    for _ in range(2):
+        assert engine.cache.peek([KEY, key_of(2)]).keys() == {KEY}
+    assert engine.cache.fill(KEY, mine, VALUE, 60)
+    assert engine.cache.peek([KEY])[KEY].entry == VALUE
+    assert engine.cache.read([KEY, key_of(2)]) == {KEY: VALUE}
+
+
+@only_clocked
+def test_a_look_finds_nothing_of_what_has_expired(engine: Engine) -> None:
+    assert engine.cache.fill(KEY, won(engine.cache), VALUE, 5)
+    engine.go_on(4.99)
+    assert engine.cache.peek([KEY])[KEY].entry == VALUE
+    engine.go_on(0.02)
+    assert engine.cache.peek([KEY]) == {}
+
+
+@only_bytes
+@pytest.mark.parametrize("raw", [b"", b"\xd5\x01" + b"\0" * 38, b"left by others"])
+def test_a_look_leaves_what_cannot_be_read(engine: Engine, raw: bytes) -> None:
+    sound = won(engine.cache, key_of(2))
+    engine.damage(KEY, raw)
+    for _ in range(2):
+        found = engine.cache.peek([KEY, key_of(2)])
+        assert found[KEY].entry is None
+        assert found[KEY].stored_bytes > len(raw)
+        assert found[key_of(2)].entry == sound
+
+
+def test_a_look_says_so_if_a_node_does_not_answer() -> None:
+    """What cannot be looked at is not vacant, though readers take it for that."""
+    time = Time()
+    nodes = {f"cache-{n}:11211": SimulatedMemcached(clock=time) for n in range(2)}
+    told: list[str] = []
+    cache = MemcachedCache(
+        list(nodes),
+        connect=connect_to(nodes),
+        clock=time,
+        on_bypass=lambda operation, _: told.append(operation),
+        on_unreadable=lambda: told.append("unreadable"),
+    )
+    keys = [key_of(n) for n in range(20)]
+    cache.lease(keys)
+    first, second = nodes.values()
+    at_second = [key for key in keys if second.item(Namespace("duostore").key(key))]
+    assert 0 < len(at_second) < len(keys)
+    second.put(Namespace("duostore").key(at_second[0]), b"damaged", 0)
+    assert cache.peek(keys).keys() == set(keys)
+    for down, up in ((first, second), (second, first)):
+        down.reachable = False
+        with pytest.raises(StoreUnavailableError):
+            cache.peek(keys)
+        assert up.reachable
+        down.reachable = True
+        time.go_on(2)
+    second.reachable = False
+    at_first = [key for key in keys if key not in at_second]
+    assert cache.peek(at_first).keys() == set(at_first)
+    assert told == []
+
+
+def test_memory_keeps_nothing_longer_for_being_looked_at() -> None:
+    cache = MemoryCache(max_entries=2)
+    for n in range(2):
+        assert cache.fill(key_of(n), won(cache, key_of(n)), VALUE, 60)
+    cache.peek([key_of(0)])
+    won(cache, key_of(2))
+    assert set(cache.peek([key_of(n) for n in range(3)])) == {key_of(1), key_of(2)}
 
 
 def test_a_fill_without_a_lease_is_dropped(engine: Engine) -> None:

@@ -36,11 +36,19 @@ class Engines(RuleBasedStateMachine):
         assert ones.keys() == others.keys()
         self.leases += [(key, ones[key], others[key]) for key in ones]
 
-    @rule(data=st.data(), version=st.integers(1, 4), ttl=st.integers(1, 20), absent=st.booleans())
-    def fill(self, data: st.DataObject, version: int, ttl: int, *, absent: bool) -> None:
+    @rule(
+        data=st.data(),
+        version=st.integers(1, 4),
+        shape=st.integers(1, 3),
+        ttl=st.integers(1, 20),
+        absent=st.booleans(),
+    )
+    def fill(
+        self, data: st.DataObject, version: int, shape: int, ttl: int, *, absent: bool
+    ) -> None:
         if self.leases:
             key, one, other = data.draw(st.sampled_from(self.leases))
-            entry = Cached(version, None if absent else b"payload", NOW)
+            entry = Cached(version, None if absent else b"payload", NOW, shape=shape)
             filled = self.one.cache.fill(key, one, entry, ttl)
             assert filled == self.other.cache.fill(key, other, entry, ttl)
 
@@ -61,11 +69,15 @@ class Engines(RuleBasedStateMachine):
     @invariant()
     def both_hold_the_same(self) -> None:
         names = {one: other for _, one, other in self.leases}
-        ones = {
-            key: names[found] if isinstance(found, Lease) else found
-            for key, found in self.one.cache.read(KEYS).items()
-        }
-        assert ones == self.other.cache.read(KEYS)
+
+        def as_other(found: Cached | Lease | None) -> Cached | Lease | None:
+            return names[found] if isinstance(found, Lease) else found
+
+        seen = {key: as_other(peeked.entry) for key, peeked in self.one.cache.peek(KEYS).items()}
+        others = {key: peeked.entry for key, peeked in self.other.cache.peek(KEYS).items()}
+        assert seen == others
+        ones = {key: as_other(found) for key, found in self.one.cache.read(KEYS).items()}
+        assert ones == self.other.cache.read(KEYS) == seen
 
 
 Engines.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)

@@ -17,7 +17,7 @@ from duostore_server.storage.aurora.controls import AuroraControls
 from tests.support.authority_engines import migrated_pool, soon
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from duostore_server.domain.controls import FlagValue
     from duostore_server.storage.aurora.pool import AuroraPool
@@ -237,16 +237,23 @@ def test_a_deadline_that_passed_stops_a_call_before_it_begins(controls: AuroraCo
     assert controls.read(soon()) == Controlled()
 
 
-def test_a_writer_that_was_demoted_is_not_believed(dsn: str) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda controls: controls.read(soon()),
+        lambda controls: controls.set_flag("flag", 1, "", soon()),
+        lambda controls: controls.unset_flag("flag", soon()),
+        lambda controls: controls.set_read_only("", None, "", soon()),
+    ],
+)
+def test_a_writer_that_was_demoted_is_not_believed(
+    dsn: str, call: Callable[[AuroraControls], object]
+) -> None:
     with migrated_pool(dsn, max_size=1) as pool:
         controls = AuroraControls(pool)
         controls.set_read_only("", "why", "", soon())
-        for call in (
-            lambda: controls.read(soon()),
-            lambda: controls.set_flag("flag", 1, "", soon()),
-        ):
-            pool.execute("SET default_transaction_read_only = on", (), soon())
-            with pytest.raises(StoreUnavailableError):
-                call()
-            # By a connection that is new.
-            assert reasons(controls) == {"": "why"}
+        pool.execute("SET default_transaction_read_only = on", (), soon())
+        with pytest.raises(StoreUnavailableError):
+            call(controls)
+        # By a connection that is new.
+        assert reasons(controls) == {"": "why"}

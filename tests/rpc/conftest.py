@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
+from tests.support.administrator import Administrator
 from tests.support.in_process import InProcess, in_process
 from tests.support.service import Caller
 
@@ -28,6 +29,9 @@ snapshots = { consolidate_every = "1s" }
 snapshots = { keep = "0s" }
 [kinds.tag]
 projection = "async"
+[kinds.label]
+projection_version = 2
+transforms = { 2 = "label_2.jmespath" }
 [kinds.state]
 home = "dynamodb"
 max_bytes = "4MiB"
@@ -75,6 +79,12 @@ max_answer_bytes = "24MiB"
 read_timeout = "3s"
 [projector]
 claim = "4s"
+# It reads at random, and these tests count what is read.
+[verifier]
+saves = 0
+rows = 0
+[admin]
+token = "correct-horse-battery-staple"
 """
 SCHEMA = """
 {
@@ -102,6 +112,7 @@ def api(
     folder = tmp_path_factory.mktemp("api")
     (folder / "proposal.json").write_text(SCHEMA)
     (folder / "tally.sql").write_text(TALLY)
+    (folder / "label_2.jmespath").write_text("{text: name}")
     (folder / "duostore.toml").write_text(CONFIG)
     with in_process(
         folder / "duostore.toml",
@@ -118,6 +129,12 @@ def channel(api: InProcess) -> Iterator[grpc.Channel]:
     options = [("grpc.max_receive_message_length", -1)]
     with grpc.insecure_channel(api.target, options=options) as opened:
         yield opened
+
+
+@pytest.fixture
+def admin(channel: grpc.Channel) -> Administrator:
+    """Somebody who operates the service."""
+    return Administrator(channel, token="correct-horse-battery-staple", caller="ops")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -81,6 +82,7 @@ def test_data_access_is_answered_while_admin_takes_no_more() -> None:
         for _ in range(CHECKS + BACKFILLS + THREADS):
             assert running.calls.under_way.acquire(timeout=CALL_SECONDS)
         running.calls.go_on.set()
+        running.calls.enough.set()
         assert all(call.result(CALL_SECONDS) is not None for call in (*held, *gets))
         for stream in (*checks, *watching):
             assert list(stream) is not None
@@ -102,16 +104,23 @@ def test_who_goes_leaves_room_within_a_second() -> None:
         )
 
 
-def test_a_server_that_stops_ends_the_streams_of_admin_and_says_why() -> None:
-    with server(drain_timeout=60) as running:
-        stream = running.check_consistency()
-        began = time.monotonic()
-    assert time.monotonic() - began < CALL_SECONDS / 2
-    with pytest.raises(grpc.RpcError):
+def failure_of(stream: Any) -> Any:
+    """Read a stream to its end; return how it failed."""
+    with pytest.raises(grpc.RpcError) as error:
         list(stream)
-    assert stream.code() is grpc.StatusCode.UNAVAILABLE
-    assert "the server stops" in stream.details()
-    status = rpc_status.from_call(stream)
+    return error.value
+
+
+def test_a_server_that_stops_ends_the_streams_of_admin_and_says_why() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with server(drain_timeout=60) as running:
+            reading = pool.submit(failure_of, running.check_consistency())
+            began = time.monotonic()
+        assert time.monotonic() - began < CALL_SECONDS / 2
+        error = reading.result(CALL_SECONDS)
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert "the server stops" in error.details()
+    status = rpc_status.from_call(error)
     assert status is not None
     assert status.details[0].Is(error_details_pb2.RetryInfo.DESCRIPTOR)
 

@@ -128,7 +128,11 @@ class FakeBackfills:
     def advance(self, part: BackfillPart, batch: Batch, deadline: Deadline) -> BackfillPart | None:
         deadline.bound(1.0)
         self.step("advance")
-        held = next(each for each in self.parts if each.at.number == part.number)
+        held = next(
+            each
+            for each in self.parts
+            if (each.at.backfill, each.at.number) == (part.backfill, part.number)
+        )
         ours = held.at.claim == part.claim and held.at.after == part.after
         if not ours or held.ended or not self._runs(held):
             return None
@@ -143,8 +147,9 @@ class FakeBackfills:
         )
         if batch.last is None:
             held.ended = True
-            done = sum(each.ended for each in self.parts)
-            ended = done == len(self.parts)
+            parts = [each for each in self.parts if each.at.backfill == part.backfill]
+            done = sum(each.ended for each in parts)
+            ended = done == len(parts)
             state = BackfillState.DONE if ended else kind.state
             self._set(part.kind, parts_done=done, state=state)
             return None
@@ -157,11 +162,12 @@ class FakeBackfills:
         self._set(kind, **fields)
 
     def _runs(self, part: Part) -> bool:
-        return self.backfills[part.at.kind].state is BackfillState.RUNNING
+        newest = self.backfills[part.at.kind]
+        return part.at.backfill == newest.id and newest.state is BackfillState.RUNNING
 
     def _rate(self, kind: str) -> float:
-        left = sum(not part.ended for part in self.parts)
-        return self.backfills[kind].rate / max(1, left)
+        newest = self.backfills[kind]
+        return newest.rate / max(1, newest.parts - newest.parts_done)
 
     def _set(self, kind: str, **fields: object) -> None:
         self.backfills[kind] = replace(self.backfills[kind], **fields)  # type: ignore[arg-type]  # by name

@@ -32,13 +32,14 @@ OPEN = Permission(token=None, callers=(), open=True)
 
 
 class Hanging:
-    """The RPCs of services that do not answer until ``go_on`` is set.
+    """The RPCs of services that do not answer until ``go_on`` is set, but BatchGet and GetStatus.
 
-    But for BatchGet, GetStatus, and what tells about twice a second how far it is.
+    CheckConsistency and Backfill tell how far they are until it is ``enough``.
     """
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
+        self.enough = threading.Event()
         self.under_way = threading.Semaphore(0)
         self.message = data_access_pb2.ExportResponse(columns=["x" * 100_000]).SerializeToString()
         # Messages that were taken, and exports that have ended.
@@ -71,10 +72,10 @@ class Hanging:
             self.closed.release()
 
     def CheckConsistency(self, _request: object, call: Call) -> Generator[bytes, None, None]:  # noqa: N802
-        """Tell nothing, ten times a second, as long as anybody waits."""
+        """Tell nothing, ten times a second, until it is ``enough`` or nobody waits."""
         self.under_way.release()
         try:
-            while not self.go_on.wait(0.1):
+            while not self.enough.wait(0.1):
                 call.deadline.bound(CALL_SECONDS)
                 yield b""
         finally:

@@ -33,6 +33,27 @@ def memcached() -> Path:
     return Path(found)
 
 
+def prometheus() -> Path:
+    """Return the Prometheus program, which tests can do without."""
+    return _of_prometheus("prometheus")
+
+
+def promtool() -> Path:
+    """Return the program that checks rules, which comes with Prometheus."""
+    return _of_prometheus("promtool")
+
+
+def _of_prometheus(name: str) -> Path:
+    found = shutil.which(name)
+    if found is None:
+        raise MissingProgramError(
+            f"{name} is not installed. Install it:\n"
+            "  Debian, Ubuntu: sudo apt-get install prometheus\n"
+            "  macOS:          brew install prometheus"
+        )
+    return Path(found)
+
+
 def dynamodb_local() -> Path:
     """Return the folder of DynamoDB Local, which holds its jar."""
     given = os.environ.get(DYNAMODB_LOCAL_ENV)

@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from duostore.v1 import admin_pb2_grpc, data_access_pb2, data_access_pb2_grpc, entity_pb2
+from duostore.v1 import data_access_pb2, data_access_pb2_grpc, entity_pb2
 from duostore_server.codec import plain
 from duostore_server.domain.documents import normalized
 
@@ -228,7 +228,6 @@ class Served:
 def serving(
     service: RecordingService,
     *,
-    admin: admin_pb2_grpc.AdminServicer | None = None,
     port: int = 0,
     credentials: grpc.ServerCredentials | None = None,
     max_message_bytes: int = 4 * 1024 * 1024,
@@ -243,8 +242,6 @@ def serving(
             ],
         )
         data_access_pb2_grpc.add_DataAccessServicer_to_server(service, server)
-        if admin is not None:
-            admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
         checks = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         address = f"127.0.0.1:{port}"

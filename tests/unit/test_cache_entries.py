@@ -23,14 +23,16 @@ expiries = st.none() | st.datetimes(
     datetime(9999, 12, 31),  # noqa: DTZ001 - as above
     timezones=st.just(UTC),
 )
+shapes = st.integers(1, 100)
 values = st.builds(
     Cached,
     st.integers(1, 2**63 - 1),
     st.binary(max_size=200) | st.binary(min_size=1, max_size=9).map(lambda part: part * 300),
     times,
     expiries,
+    shapes,
 )
-absents = st.builds(Cached, st.integers(0, 2**63 - 1), st.none(), times, expiries)
+absents = st.builds(Cached, st.integers(0, 2**63 - 1), st.none(), times, expiries, shapes)
 leases = st.builds(Lease, st.binary(min_size=16, max_size=16))
 entries = values | absents | leases
 
@@ -78,6 +80,38 @@ def test_an_expire_time_that_is_none_is_no_entry(expire_micros: int) -> None:
     raw = encode(Cached(1, b"payload", NOW), compress_above=100)
     damaged = raw[: HEADER_BYTES - 8] + struct.pack(">q", expire_micros) + raw[HEADER_BYTES:]
     assert decode(damaged) is None
+
+
+# Magic, format, kind, flags, size, version, cached time, no expire time.
+OLD = bytes.fromhex("d502 0100 00000007 0000000000000003 0000019ca960bc53 0000000000000000")
+
+
+def test_the_first_shape_is_written_as_when_there_was_no_other() -> None:
+    old = Cached(3, b"payload", NOW)
+    assert encode(old, compress_above=100) == OLD + b"payload"
+    assert decode(OLD + b"payload") == old
+    assert encode(LONG, compress_above=100)[3] == 1
+    assert encode(Cached(0, None, NOW), compress_above=100)[2:4] == b"\x02\x00"
+
+
+@settings(deadline=None)
+@given(entry=values | absents, above=st.sampled_from([0, 10_000]))
+def test_another_shape_is_nothing_that_an_older_release_knows(entry: Cached, above: int) -> None:
+    flags = encode(entry, compress_above=above)[3]
+    assert (flags in {0, 1}) == (entry.shape == 1)
+
+
+@pytest.mark.parametrize("flags", range(256))
+def test_every_flag_of_a_lease_is_damage(flags: int) -> None:
+    raw = bytearray(encode(Lease(b"n" * 16), compress_above=100))
+    raw[3] = flags
+    assert (decode(bytes(raw)) is None) == (flags != 0)
+
+
+def test_an_absent_entity_is_never_compressed() -> None:
+    raw = bytearray(encode(Cached(1, None, NOW, shape=3), compress_above=100))
+    raw[3] |= 1
+    assert decode(bytes(raw)) is None
 
 
 def test_a_long_payload_is_compressed_and_a_short_one_is_left_as_it_is() -> None:

@@ -15,9 +15,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from duostore.v1 import data_access_pb2, data_access_pb2_grpc, entity_pb2
-from duostore_server.rpc.chain import CallChain
+from duostore_server.rpc.chain import CallChain, Terms
+from duostore_server.rpc.permission import Permission
 from duostore_server.rpc.server import DATA_ACCESS
 from duostore_server.rpc.streams import Streams
 from duostore_server.telemetry.metrics import Metrics
@@ -83,7 +85,9 @@ class Certificate:
 
 @contextmanager
 def listening(
-    servicer: Servicer, credentials: grpc.ServerCredentials | None = None
+    servicer: Servicer,
+    credentials: grpc.ServerCredentials | None = None,
+    permission: Permission | None = None,
 ) -> Iterator[int]:
     chain = CallChain(
         Metrics(CollectorRegistry()),
@@ -93,7 +97,8 @@ def listening(
         streams=Streams(stall=30),
     )
     server = grpc.server(ThreadPoolExecutor(2))
-    server.add_generic_rpc_handlers((chain.handlers(DATA_ACCESS, servicer),))
+    terms = Terms(permission)
+    server.add_generic_rpc_handlers((chain.handlers(DATA_ACCESS, servicer, terms=terms),))
     address = "127.0.0.1:0"
     port = (
         server.add_secure_port(address, credentials)
@@ -108,14 +113,19 @@ def listening(
 
 
 @contextmanager
-def served(servicer: Servicer) -> Iterator[data_access_pb2_grpc.DataAccessStub]:
-    with listening(servicer) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+def served(
+    servicer: Servicer, permission: Permission | None = None
+) -> Iterator[data_access_pb2_grpc.DataAccessStub]:
+    with (
+        listening(servicer, None, permission) as port,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
         yield data_access_pb2_grpc.DataAccessStub(channel)
 
 
 @contextmanager
 def served_with_tls(
-    servicer: Servicer, client: Certificate | None
+    servicer: Servicer, client: Certificate | None, permission: Permission | None = None
 ) -> Iterator[data_access_pb2_grpc.DataAccessStub]:
     own = Certificate(HOST)
     credentials = grpc.ssl_server_credentials(
@@ -128,7 +138,7 @@ def served_with_tls(
     )
     options = [("grpc.ssl_target_name_override", HOST)]
     with (
-        listening(servicer, credentials) as port,
+        listening(servicer, credentials, permission) as port,
         grpc.secure_channel(f"127.0.0.1:{port}", shown, options) as channel,
     ):
         yield data_access_pb2_grpc.DataAccessStub(channel)
@@ -210,3 +220,64 @@ def test_without_a_certificate_of_the_client_tls_changes_nothing() -> None:
     with served_with_tls(servicer, None) as stub:
         get(stub, x_caller="billing")
     assert servicer.calls[0].origin.caller == "billing"
+
+
+TOKEN = "correct-horse-battery-staple"
+
+
+def asked_for(*, token: str | None = None, callers: tuple[str, ...] = ()) -> Permission:
+    return Permission(token=token, callers=callers, open=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("ops", None),
+        ("Jörg Müller", None),
+        ("a\nb\x85c", None),
+        ("op", grpc.StatusCode.PERMISSION_DENIED),
+        # As the audit would have the third.
+        ("a?b?c", grpc.StatusCode.PERMISSION_DENIED),
+        (None, grpc.StatusCode.PERMISSION_DENIED),
+    ],
+)
+def test_a_certificate_that_is_named_is_permission(
+    name: str | None, code: grpc.StatusCode | None
+) -> None:
+    servicer = Servicer()
+    permission = asked_for(callers=("ops", "Jörg Müller", "a\nb\x85c"))
+    with served_with_tls(servicer, Certificate(name), permission) as stub:
+        if code is None:
+            get(stub)
+            return
+        with pytest.raises(grpc.RpcError) as denied:
+            get(stub, x_caller="ops")
+    assert denied.value.code() is code
+    assert servicer.calls == []
+
+
+def test_a_token_is_permission_with_a_certificate_and_without_and_tells_nobodys_name() -> None:
+    servicer = Servicer()
+    permission = asked_for(token=TOKEN)
+    with served_with_tls(servicer, Certificate("somebody"), permission) as stub:
+        get(stub, authorization=f"Bearer {TOKEN}")
+    with served(servicer, permission) as stub:
+        get(stub, authorization=f"Bearer {TOKEN}", x_caller="ann")
+    assert [call.origin.caller for call in servicer.calls] == ["somebody", "ann"]
+    assert TOKEN not in str(servicer.logged)
+
+
+def test_who_may_not_call_is_told_nothing_else_that_is_wrong() -> None:
+    servicer = Servicer()
+    with served(servicer, asked_for(token=TOKEN)) as stub:
+        with pytest.raises(grpc.RpcError) as unknown:
+            get(stub, x_caller="not a name")
+        with capture_logs() as logs, pytest.raises(grpc.RpcError) as denied:
+            get(stub, x_caller="not a name", authorization="Bearer guess-guess-guess-guess")
+        with pytest.raises(grpc.RpcError) as wrong:
+            get(stub, x_caller="not a name", authorization=f"Bearer {TOKEN}")
+    assert unknown.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert denied.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert wrong.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert servicer.calls == []
+    assert "guess" not in f"{logs} {denied.value}"

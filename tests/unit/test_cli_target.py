@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from duostore_server.cli.target import Target
-from duostore_server.rpc import chain
+from duostore_server.rpc import callers
 
 PEM = Path("x.pem")
 
@@ -60,6 +60,10 @@ def test_what_tls_may_be_told(target: Target) -> None:
         (Target(caller=""), "--caller"),
         (Target(caller="a" * 129), "--caller"),
         (Target(caller="billing job"), "--caller"),
+        (Target(token=""), "printable ASCII"),
+        (Target(token="two words"), "printable ASCII"),
+        (Target("duostore.internal:1", token="t"), "--plaintext-token"),
+        (Target("localhost.example.org:1", token="t"), "in plain text"),
     ],
 )
 def test_what_would_be_ignored_or_refused_is_refused(target: Target, problem: str) -> None:
@@ -68,9 +72,27 @@ def test_what_would_be_ignored_or_refused_is_refused(target: Target, problem: st
 
 def test_a_caller_is_what_the_service_takes() -> None:
     for character in map(chr, range(0x250)):
-        is_taken = chain._ACCEPTABLE["x-caller"].fullmatch(character) is not None
+        is_taken = callers._ACCEPTABLE["x-caller"].fullmatch(character) is not None
         assert (Target(caller=character).problem() is None) is is_taken, character
     longest = "a" * 128
-    assert chain._ACCEPTABLE["x-caller"].fullmatch(longest)
+    assert callers._ACCEPTABLE["x-caller"].fullmatch(longest)
     assert Target(caller=longest).problem() is None
     assert Target(caller=longest).metadata == (("x-caller", longest),)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Target(token="t"),
+        Target("[::1]:1", token="t"),
+        Target("duostore.internal:1", tls=True, token="t"),
+        Target("duostore.internal:1", plaintext_token=True, token="t"),
+    ],
+)
+def test_a_token_is_sent_where_nobody_reads_it(target: Target) -> None:
+    assert target.problem() is None
+    assert target.metadata == (("authorization", "Bearer t"),)
+
+
+def test_a_token_is_not_shown() -> None:
+    assert "secret" not in repr(Target(token="secret"))

@@ -4,6 +4,7 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING
 
 import pytest
@@ -455,3 +456,24 @@ def test_direct_sends_nothing_after_the_deadline() -> None:
     with pytest.raises(DeadlineExceededError):
         direct.ask((1, 2), Deadline(0.5, clock=lambda: moment[0]), LONG)
     assert sent == [[1]]
+
+
+CALLER: ContextVar[str] = ContextVar("caller")
+
+
+def test_a_batch_is_sent_on_behalf_of_the_first_of_its_callers() -> None:
+    with running() as bench:
+
+        def call_as(name: str, *requests: str) -> Future[dict[str, object]]:
+            context = copy_context()
+            context.run(CALLER.set, name)
+            future = bench.callers.submit(context.run, bench.coalescer.ask, requests, soon(), LONG)
+            bench.wait_for_callers(requests[-1])
+            return future
+
+        bench.backend.answer = lambda _: CALLER.get("nobody")
+        bench.backend.hold()
+        bench.call_and_wait_until_sent("first")
+        calls = [call_as("ann", "a"), call_as("bob", "b", "c")]
+        bench.backend.let_go()
+        assert [call.result(LONG) for call in calls] == [{"a": "ann"}, {"b": "ann", "c": "ann"}]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from duostore.v1 import data_access_pb2, errors_pb2
+from duostore.v1 import admin_pb2, data_access_pb2, errors_pb2
 from duostore_server.cli.main import app
 from duostore_server.domain.errors import DuostoreError, Reason, RefusalError, StoreError
 from duostore_server.domain.quotas import AlgorithmName
@@ -47,6 +47,11 @@ EXPLAINED_ONCE = {
     "Entity": "Get",
     "Receipt": "Get",
     "EntitySnapshot": "GetSnapshot",
+    "Drift": "CheckConsistency",
+    "Difference": "CheckConsistency",
+    "BackfillResponse": "Backfill",
+    "ReadOnly": "SetReadOnly",
+    "Flag": "ListFlags",
 }
 # What a role must be allowed for a call that is not a right by itself.
 RIGHTS = {
@@ -55,7 +60,10 @@ RIGHTS = {
 }
 # A link to a test.
 PROOF = re.compile(r"\[`(test_\w+)`\]\((?:\.\./)+(tests/[\w/]+\.py)\)")
-METHODS = list(data_access_pb2.DESCRIPTOR.services_by_name["DataAccess"].methods)
+METHODS = [
+    *data_access_pb2.DESCRIPTOR.services_by_name["DataAccess"].methods,
+    *admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods,
+]
 REASONS = [
     value.name.removeprefix("ERROR_REASON_")
     for value in errors_pb2.ErrorReason.DESCRIPTOR.values
@@ -185,6 +193,21 @@ def subclasses(kind: type[DuostoreError]) -> Iterator[type[DuostoreError]]:
 def test_every_mode_of_a_quota_is_explained() -> None:
     modes = set(data_access_pb2.Mode.keys())
     assert modes - told_in("Quota") == set()
+
+
+@pytest.mark.parametrize(
+    ("call", "enum"),
+    [
+        ("Explain", admin_pb2.TierState.Holding),
+        ("CheckConsistency", admin_pb2.DriftKind),
+        ("Backfill", admin_pb2.BackfillRequest.Action),
+        ("Backfill", admin_pb2.BackfillResponse.State),
+    ],
+    ids=["holdings", "drifts", "actions", "states"],
+)
+def test_every_value_that_an_operator_meets_is_explained(call: str, enum: Any) -> None:
+    values = {name for name in enum.keys() if not name.endswith("_UNSPECIFIED")}  # noqa: SIM118 - no dict
+    assert values - told_in(call) == set()
 
 
 def test_every_algorithm_has_its_column() -> None:

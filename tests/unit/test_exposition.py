@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
@@ -53,20 +54,22 @@ def shown(counts: Counts) -> dict[str, float]:
 
 
 READS = 'duostore_reads_total{kind="proposal",served_from="cache"}'
+RELEASE = version("duostore-server")
 CALLS = 'duostore_rpc_duration_seconds_bucket{code="OK",le="0.005",method="Get"}'
 
 
 def test_counts_stay_when_their_process_has_ended_and_their_files_do_not(tmp_path: Path) -> None:
     counts = Counts(str(tmp_path))
+    present = ("duostore_rpcs_in_flight", f'duostore_build_info{{release="{RELEASE}"}}')
     names = set()
     for n in range(1, 4):
         pid = process(tmp_path, depth=n)
         before = shown(counts)
         assert (before[READS], before[CALLS], before["duostore_outbox_depth"]) == (2 * n, n, n)
-        assert before.pop("duostore_rpcs_in_flight") == 1
+        assert [before.pop(name) for name in present] == [1, 1]
         counts.forget(pid)
         after = shown(counts)
-        assert after.pop("duostore_rpcs_in_flight", 0) == 0
+        assert [after.pop(name, 0) for name in present] == [0, 0]
         assert after == before
         names.add(tuple(sorted(file.name for file in tmp_path.iterdir())))
     assert names == {("counter_ended.db", "gauge_mostrecent_ended.db", "histogram_ended.db")}

@@ -59,12 +59,17 @@ class World:
         self.dynamodb = Scripted(Store.DYNAMODB)
         self.cache = Scripted(Store.CACHE)
         self.servicer = Servicer()
+        self.noted: list[tuple[Store, bool]] = []
         self.monitor = HealthMonitor(
             self.servicer,
             (self.aurora, self.dynamodb, self.cache),
             ("a.Service",),
+            noted=self._note,
             clock=lambda: self.now,
         )
+
+    def _note(self, store: Store, *, up: bool) -> None:
+        self.noted.append((store, up))
 
     def round(self) -> list[MutableMapping[str, object]]:
         """Let it ask every store; return what it logged."""
@@ -97,6 +102,18 @@ def test_a_store_that_is_down_is_logged_with_its_cause() -> None:
     ]
     assert world.servicer.status("cache") == NOT_SERVING
     assert world.servicer.status("") == world.servicer.status("a.Service") == SERVING
+
+
+def test_what_is_found_of_each_store_is_noted_each_time() -> None:
+    world = World()
+    world.round()
+    world.dynamodb.error = down(Store.DYNAMODB, OSError("no route"))
+    world.round()
+    stores = (Store.AURORA, Store.DYNAMODB, Store.CACHE)
+    assert world.noted == [
+        *((store, True) for store in stores),
+        *((store, store is not Store.DYNAMODB) for store in stores),
+    ]
 
 
 def test_while_it_stays_down_it_is_logged_once_a_minute() -> None:

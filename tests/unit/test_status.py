@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from duostore.v1 import errors_pb2
 from duostore_server.domain import errors
 from duostore_server.domain.errors import Reason, Store
-from duostore_server.rpc.status import CODES, status_of
+from duostore_server.rpc.status import CODES, ServerStoppingError, status_of
 
 EXAMPLES: list[errors.DuostoreError] = [
     errors.InvalidRequestError([errors.FieldViolation("key.id", "must not be empty")]),
@@ -36,6 +36,12 @@ EXAMPLES: list[errors.DuostoreError] = [
     errors.ResultChangedError(),
     errors.QueryFailedError("by_status", "22012"),
     errors.QueryTimeoutError("by_status"),
+    errors.ReadOnlyError("proposal", "it is migrated"),
+    errors.ProjectionFailedError(2, "it has no title"),
+    errors.UnauthenticatedError("a token"),
+    errors.PermissionDeniedError("another may"),
+    errors.FlagsElsewhereError("acme"),
+    errors.BackfillNotFoundError("proposal"),
 ]
 
 
@@ -132,6 +138,7 @@ def test_who_may_try_again_is_told_when() -> None:
         Reason.STORE_UNAVAILABLE,
         Reason.OVERLOADED,
         Reason.DUPLICATE_IN_PROGRESS,
+        Reason.READ_ONLY,
     }
 
 
@@ -153,6 +160,9 @@ def test_preconditions_are_described() -> None:
         "RESULT_TOO_LARGE": "query",
         "QUERY_FAILED": "query",
         "RESULT_CHANGED": "page_token",
+        "READ_ONLY": "kinds/proposal",
+        "PROJECTION_FAILED": "key",
+        "FLAGS_ELSEWHERE": "name",
     }
 
 
@@ -219,6 +229,63 @@ def test_errors_of_sql_have_the_code_and_the_metadata_that_the_api_says(
     told, status = sent(error)
     assert told is code
     assert dict(detail(status, error_details_pb2.ErrorInfo).metadata) == metadata
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "metadata"),
+    [
+        (
+            errors.ReadOnlyError("proposal", "it is migrated"),
+            grpc.StatusCode.FAILED_PRECONDITION,
+            {"kind": "proposal"},
+        ),
+        (
+            errors.ProjectionFailedError(2, "it has no title"),
+            grpc.StatusCode.FAILED_PRECONDITION,
+            {"projection_version": "2"},
+        ),
+        (errors.UnauthenticatedError("a token"), grpc.StatusCode.UNAUTHENTICATED, {}),
+        (errors.PermissionDeniedError("another may"), grpc.StatusCode.PERMISSION_DENIED, {}),
+        (
+            errors.FlagsElsewhereError("acme"),
+            grpc.StatusCode.FAILED_PRECONDITION,
+            {"provider": "acme"},
+        ),
+        (
+            errors.BackfillNotFoundError("proposal"),
+            grpc.StatusCode.NOT_FOUND,
+            {"kind": "proposal"},
+        ),
+    ],
+    ids=lambda value: value.reason.value if isinstance(value, errors.DuostoreError) else "",
+)
+def test_errors_of_operating_have_the_code_and_the_metadata_that_the_api_says(
+    error: errors.DuostoreError, code: grpc.StatusCode, metadata: dict[str, str]
+) -> None:
+    told, status = sent(error)
+    assert told is code
+    assert dict(detail(status, error_details_pb2.ErrorInfo).metadata) == metadata
+
+
+@pytest.mark.parametrize(("kind", "subject"), [("proposal", "kinds/proposal"), ("", "kinds")])
+def test_who_is_refused_while_writes_are_is_told_why_of_what_and_when_to_come_again(
+    kind: str, subject: str
+) -> None:
+    why = "w" * 200
+    _, status = sent(errors.ReadOnlyError(kind, why))
+    assert why in status.message
+    assert detail(status, error_details_pb2.RetryInfo).retry_delay.seconds == 5
+    [violation] = detail(status, error_details_pb2.PreconditionFailure).violations
+    assert (violation.type, violation.subject) == ("READ_ONLY", subject)
+
+
+def test_a_stream_that_a_stopping_server_ends_looks_as_if_the_connection_was_lost() -> None:
+    code, status = sent(ServerStoppingError())
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert status.code == code.value[0]
+    assert detail(status, error_details_pb2.ErrorInfo) is None
+    assert detail(status, error_details_pb2.RetryInfo).retry_delay.seconds == 1
+    assert detail(status, error_details_pb2.RequestInfo).request_id == "request-1"
 
 
 def test_a_reused_idempotency_key_is_a_bad_field() -> None:

@@ -21,7 +21,7 @@ from duostore_server.domain.errors import (
     InvalidRequestError,
     QueryTimeoutError,
 )
-from duostore_server.rpc.chain import CallChain
+from duostore_server.rpc.chain import CallChain, Terms
 from duostore_server.rpc.server import DATA_ACCESS
 from duostore_server.rpc.streams import Streams
 from duostore_server.telemetry.metrics import Metrics
@@ -104,7 +104,7 @@ class Served:
 
 
 @contextmanager
-def served(steps: Callable[[int], bool]) -> Iterator[Served]:
+def served(steps: Callable[[int], bool], terms: Terms = Terms()) -> Iterator[Served]:  # noqa: B008 - frozen
     servicer, registry = Servicer(steps), CollectorRegistry()
     chain = CallChain(
         Metrics(registry),
@@ -114,7 +114,7 @@ def served(steps: Callable[[int], bool]) -> Iterator[Served]:
         streams=Streams(stall=30),
     )
     with ThreadPoolExecutor(2) as pool:
-        server = grpc.server(pool, handlers=[chain.handlers(DATA_ACCESS, servicer)])
+        server = grpc.server(pool, handlers=[chain.handlers(DATA_ACCESS, servicer, terms=terms)])
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         try:
@@ -239,3 +239,77 @@ def test_a_stream_knows_that_its_caller_has_gone_while_it_makes_a_message() -> N
         stream.cancel()
         assert noticed.wait(CALL_SECONDS)
         assert running.servicer.closed.wait(CALL_SECONDS)
+
+
+def test_a_service_may_have_longer_streams_than_others() -> None:
+    with served(lambda number: number < 1, Terms(stream_deadline=5 * LONGEST)) as running:
+        list(running.export(timeout=None))
+        list(running.export(timeout=4 * LONGEST))
+        lasting = [call.deadline.remaining() for call in running.servicer.calls]
+        assert 5 * LONGEST - 2 < lasting[0] < 5 * LONGEST + 1
+        # Of long timeouts gRPC tells about how long they are.
+        assert 4 * LONGEST - 2 < lasting[1] < 4.1 * LONGEST
+
+
+def is_retried(error: Any) -> bool:
+    """Return whether an error says when to come again, and nothing of a reason."""
+    status = rpc_status.from_call(error)
+    assert status is not None
+    kinds = {detail.TypeName() for detail in status.details}
+    return kinds == {"google.rpc.RetryInfo", "google.rpc.RequestInfo"}
+
+
+def test_a_stream_ends_once_the_server_stops_though_there_is_more() -> None:
+    stopping = threading.Event()
+    with served(lambda _: True, Terms(is_stopping=stopping.is_set)) as running:
+        stream = running.export()
+        next(stream)
+        stopping.set()
+        _, error = failed(stream)
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert is_retried(error)
+        assert running.servicer.closed.is_set()
+        assert running.is_over("UNAVAILABLE")
+
+
+def test_a_stream_that_makes_a_message_knows_that_the_server_stops() -> None:
+    stopping, asked = threading.Event(), threading.Event()
+
+    def steps(number: int) -> bool:
+        if number == 0:
+            return True
+        asked.set()
+        [call] = running.servicer.calls
+        eventually(lambda: call.deadline.bound(60) < 0, within=5, what="never")
+        return False
+
+    with served(steps, Terms(is_stopping=stopping.is_set)) as running:
+        stream = running.export()
+        next(stream)
+        assert asked.wait(CALL_SECONDS)
+        stopping.set()
+        _, error = failed(stream)
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert is_retried(error)
+
+
+def test_of_a_caller_who_went_before_the_server_stops_it_is_not_said_that_it_did() -> None:
+    stopping, asked = threading.Event(), threading.Event()
+
+    def steps(number: int) -> bool:
+        if number == 0:
+            return True
+        asked.set()
+        [call] = running.servicer.calls
+        try:
+            eventually(lambda: call.deadline.bound(60) < 0, within=5, what="never")
+        finally:
+            stopping.set()
+        return False
+
+    with served(steps, Terms(is_stopping=stopping.is_set)) as running:
+        stream = running.export()
+        next(stream)
+        assert asked.wait(CALL_SECONDS)
+        stream.cancel()
+        eventually(lambda: running.is_over("DEADLINE_EXCEEDED"), within=5, what="measured")

@@ -164,9 +164,10 @@ def test_without_its_packages_the_service_runs_and_says_once_what_to_install() -
     [
         ("OTEL_TRACES_EXPORTER", "smoke", "'smoke'"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json", "'http/json'"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "1", "max_export_batch_size"),
     ],
 )
-def test_an_exporter_that_is_not_there_is_told_and_the_service_runs(
+def test_a_setting_that_cannot_be_is_told_and_the_service_runs(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, why: str
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")

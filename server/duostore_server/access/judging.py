@@ -121,9 +121,12 @@ class Judge:
             return right.finding(Drift.PROJECTION_UNREADABLE, held.version)
         if not right.version:
             return right.finding(Drift.PROJECTION_ORPHAN, held.version)
-        if held.version != right.version:
-            newer = held.version > right.version
-            drift = Drift.PROJECTION_NEWER if newer else Drift.PROJECTION_OLDER
+        if held.version > right.version:
+            return right.finding(Drift.PROJECTION_NEWER, held.version)
+        if held.version < right.version:
+            # To readers a stub is as good as nothing, however old it is.
+            is_stub = held.form is Form.STUB
+            drift = Drift.PROJECTION_MISSING if is_stub else Drift.PROJECTION_OLDER
             return right.finding(drift, held.version)
         return self._of_content(right, held)
 

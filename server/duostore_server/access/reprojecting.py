@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -11,7 +12,7 @@ from duostore_server.domain.entities import Form
 from duostore_server.domain.errors import ProjectionFailedError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from duostore_server.access.shapes import Shapes
     from duostore_server.domain.deadline import Deadline
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.ports import Cache, Outbox, Projections
 
+# What one call of DynamoDB takes: the projector, which readers wait for, comes in between.
+_READ_TOGETHER: Final = 100
+_PUT_TOGETHER: Final = 25
 # Of entities that cannot be projected, so many at a time are told of in the log.
 _MOST_TOLD: Final = 3
 
@@ -44,9 +48,23 @@ class Reprojecting:
 
         Raises as ``Projections`` does, with some of it put. Safe to repeat and to reorder.
         """
-        if not entities:
-            return 0, 0
-        held = self._projections.read([entity.key for entity in entities], deadline)
+        projected = failed = 0
+        for first in range(0, len(entities), _READ_TOGETHER):
+            lot = entities[first : first + _READ_TOGETHER]
+            held = self._projections.read([entity.key for entity in lot], deadline)
+            lacking, failures = self._lacking(lot, held)
+            _tell(failures)
+            broken = {entity.key for entity, _ in failures}
+            failed += len(failures)
+            for puts in _split(lacking, _PUT_TOGETHER):
+                changed = self._put(puts, held, deadline)
+                projected += sum(key not in broken for key in changed)
+        return projected, failed
+
+    def _lacking(
+        self, entities: Sequence[Entity], held: Mapping[EntityKey, Projection]
+    ) -> tuple[dict[EntityKey, Projection], list[tuple[Entity, ProjectionFailedError]]]:
+        """Return what is to be put, and the entities that cannot be projected as they should."""
         puts: dict[EntityKey, Projection] = {}
         failures: list[tuple[Entity, ProjectionFailedError]] = []
         for entity in entities:
@@ -59,19 +77,23 @@ class Reprojecting:
                 failures.append((entity, failure))
             if _lacks(found, entity, made.shapes):
                 puts[entity.key] = made
-        _tell(failures)
-        if not puts:
-            return 0, len(failures)
+        return puts, failures
+
+    def _put(
+        self,
+        puts: Mapping[EntityKey, Projection],
+        held: Mapping[EntityKey, Projection],
+        deadline: Deadline,
+    ) -> list[EntityKey]:
+        """Put projections; return the keys of those of which DynamoDB has now what it had not."""
         now_held = self._projections.put_all(puts, deadline)
         self._invalidate(puts, held, deadline)
-        broken = {entity.key for entity, _ in failures}
-        # What stood in the way is newer, or was projected by others meanwhile.
-        projected = sum(
-            key not in broken and now_held[key] != held.get(key)
+        return [
+            key
             for key, put in puts.items()
-            if now_held[key].version == put.version
-        )
-        return projected, len(failures)
+            # What stood in the way is newer.
+            if now_held[key].version == put.version and now_held[key] != held.get(key)
+        ]
 
     def _failure(self, entity: Entity, shapes: Iterable[int]) -> ProjectionFailedError | None:
         if entity.data is not None:
@@ -128,3 +150,11 @@ def _tell(failures: Sequence[tuple[Entity, ProjectionFailedError]]) -> None:
     if len(failures) > _MOST_TOLD:
         left = len(failures) - _MOST_TOLD
         _log.error("more entities cannot be projected", kind=failures[0][0].key.kind, count=left)
+
+
+def _split(
+    puts: Mapping[EntityKey, Projection], size: int
+) -> Iterator[Mapping[EntityKey, Projection]]:
+    left = iter(puts.items())
+    while lot := dict(islice(left, size)):
+        yield lot

@@ -25,7 +25,8 @@ _FAULTS: Final = {
     Drift.PROJECTION_UNREADABLE: _UNREADABLE,
     Drift.PROJECTION_ORPHAN: "{store} has {found} of an entity that {home} never had",
     Drift.PROJECTION_VERSION_MISSING: (
-        "{store} lacks a projection version of {newest}, which readers get from {home}"
+        "{store} lacks a projection version that is to be written, whose readers get {newest} "
+        "from {home}"
     ),
     Drift.CACHE_OLDER: _OLDER,
     Drift.CACHE_NEWER: _NEWER,

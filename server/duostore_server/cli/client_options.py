@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _TLS_PANEL: Final = "TLS"
 _ADMIN_PANEL: Final = "Permission"
-_TOKEN: Final = "DUOSTORE_TOKEN"
+_BEARER: Final = "DUOSTORE_TOKEN"
 
 Kind = Annotated[str, typer.Argument(metavar="KIND", show_default=False)]
 Id = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
@@ -47,6 +47,7 @@ File = Annotated[Path | None, typer.Option("--file", help="A file with the docum
 Timeout = Annotated[
     float, typer.Option("--timeout", min=0.001, help="Seconds to wait for the answer.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 Address = Annotated[
     str,
     typer.Option("--target", metavar="HOST:PORT", envvar="DUOSTORE_TARGET", help="The service."),
@@ -108,7 +109,7 @@ TokenFile = Annotated[
         "--token-file",
         envvar="DUOSTORE_TOKEN_FILE",
         help="A file with the token that the service's admin.token is. The token itself can be in "
-        f"the environment, as {_TOKEN}; never among the arguments, which all can read.",
+        f"the environment, as {_BEARER}; never among the arguments, which all can read.",
         rich_help_panel=_ADMIN_PANEL,
     ),
 ]
@@ -182,7 +183,7 @@ def _checked(target: Target) -> Target:
 
 def _token(file: object) -> str | None:
     if not isinstance(file, Path):
-        return os.environ.get(_TOKEN) or None
+        return os.environ.get(_BEARER) or None
     token = content_of(file, "--token-file").decode(errors="replace").strip()
     if not token:
         raise typer.BadParameter(f"{file} is empty", param_hint="--token-file")

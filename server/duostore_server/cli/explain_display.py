@@ -43,20 +43,27 @@ _HEADS: Final = (
     "why",
 )
 _NUMBERS: Final = {"version", "size"}
+_PLAIN: Final = {"size", "why"}
+# On fewer columns the stores are a list.
+_NARROW: Final = 80
 
 
-def explained_view(answer: admin_pb2.ExplainResponse, now: float) -> RenderableType:
-    """Return what to print; ``now`` is in seconds of the epoch."""
+def explained_view(answer: admin_pb2.ExplainResponse, now: float, *, width: int) -> RenderableType:
+    """Return what to print on so many columns; ``now`` is in seconds of the epoch."""
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
+    parts: list[RenderableType] = [Text(key_told(answer.key), style="bold")]
+    if width < _NARROW:
+        for style, (name, *cells) in _stores(answer, now):
+            facts.add_row(name, Text(", ".join(_labelled(cells)), style=style))
+    else:
+        parts.append(_tiers(answer, now))
     for name, *lines in _facts(answer, now):
         facts.add_row(name, Text("\n").join(map(Text, lines)))
     agrees = not answer.drifts
     verdict = Text(printable(answer.verdict), style="bold green" if agrees else "bold red")
-    return Group(
-        Text(key_told(answer.key), style="bold"), _tiers(answer, now), facts, Text(), verdict
-    )
+    return Group(*parts, facts, Text(), verdict)
 
 
 def finding_lines(drift: admin_pb2.Drift) -> Iterator[str]:
@@ -79,13 +86,27 @@ def _version(number: int) -> str:
     return f"version {number}" if number else "nothing"
 
 
-def _tiers(answer: admin_pb2.ExplainResponse, now: float) -> Table:
-    rows = [
+def _stores(answer: admin_pb2.ExplainResponse, now: float) -> list[tuple[str, tuple[str, ...]]]:
+    """Return of each store how to write it, and its cells."""
+    tiers = {"aurora": answer.aurora, "dynamodb": answer.dynamodb, "cache": answer.cache}
+    return [
         (_STYLES.get(tier.holding, ""), _cells(name, tier, now))
-        for name in ("aurora", "dynamodb", "cache")
-        if answer.HasField(name)
-        for tier in [getattr(answer, name)]
+        for name, tier in tiers.items()
+        if answer.HasField(name)  # type: ignore[arg-type] # as the names are
     ]
+
+
+def _labelled(cells: Sequence[str]) -> Iterator[str]:
+    """Yield what is told of a store, where no column says what it is."""
+    holds, *others = cells
+    yield holds
+    for head, cell in zip(_HEADS[2:], others, strict=True):
+        if cell:
+            yield cell if head in _PLAIN else f"{head} {cell}"
+
+
+def _tiers(answer: admin_pb2.ExplainResponse, now: float) -> Table:
+    rows = _stores(answer, now)
     # What no store tells takes no room.
     told = [index for index in range(len(_HEADS)) if any(cells[index] for _, cells in rows)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from duostore_server.cli import client
+from duostore_server.cli import client, operate
 from duostore_server.cli.config_file import (
     DEFAULT_CONFIG,
     ConfigFile,
@@ -23,6 +23,7 @@ from duostore_server.cli.config_file import (
     settings_of,
 )
 from duostore_server.cli.limit import limit_app
+from duostore_server.cli.slo import slo_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,9 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
 app.add_typer(config_app, name="config")
 app.add_typer(limit_app, name="limit")
+app.add_typer(slo_app, name="slo")
 client.register(app)
+operate.register(app)
 
 Inherited = Annotated[
     int, typer.Option("--settings", help="The file descriptor that holds the settings.")
@@ -107,12 +110,9 @@ def dev(
     from duostore_server.cli.dev import run
     from duostore_server.embedded.process import EmbeddedStoreError
     from duostore_server.storage.aurora.migrate import MigrationError
-    from duostore_server.telemetry.tracing import traced
 
-    settings = settings_of(config, process="dev")
     try:
-        with traced("dev"):
-            run(settings, data)
+        run(settings_of(config, process="dev"), data)
     except (AddressInUseError, EmbeddedStoreError, MigrationError) as error:
         fail(str(error))
 
@@ -183,13 +183,11 @@ def config_schema() -> None:
 def _run_process(run: Callable[[Settings], None], inherited: int, name: str) -> None:
     from duostore_server.cli.handover import taken_over
     from duostore_server.storage.aurora.migrate import MigrationError
-    from duostore_server.telemetry.tracing import traced
 
     settings = taken_over(inherited)
     log_as(name, settings)
     try:
-        with traced(name):
-            run(settings)
+        run(settings)
     except MigrationError as error:
         fail(str(error))
 

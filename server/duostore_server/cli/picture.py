@@ -13,7 +13,7 @@ from rich.terminal_theme import TerminalTheme
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_WIDTH: Final = 100
+PICTURE_WIDTH: Final = 100
 _ID: Final = "duostore"
 
 # Light and dark, of text and of the background; then of the colours of a terminal, in its order.
@@ -38,6 +38,9 @@ _COLOURS: Final = (
     ("#8c959f", "#f0f6fc"),
 )
 _ALL: Final = (_TEXT, _BACKGROUND, *_COLOURS)
+_GREY: Final = 10
+# Of rich, for dark backgrounds alone.
+_CHROME_STROKE: Final = "rgba(255,255,255,0.35)"
 
 _FORMAT: Final = """\
 <svg viewBox="0 0 {{width}} {{height}}" xmlns="http://www.w3.org/2000/svg" role="img">
@@ -46,7 +49,7 @@ _FORMAT: Final = """\
 svg {{{{ {light} }}}}
 @media (prefers-color-scheme: dark) {{{{ svg {{{{ {dark} }}}} }}}}
 .{id}-matrix {{{{
-  font: {{char_height}}px/{{line_height}}px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
+  font: {{char_height}}px/{{line_height}}px ui-monospace, Menlo, Consolas, monospace;
 }}}}
 .{id}-title {{{{ font: bold 18px system-ui, sans-serif; }}}}
 {{styles}}
@@ -70,7 +73,7 @@ def picture_of(view: RenderableType, title: str) -> str:
     console = Console(
         file=io.StringIO(),
         record=True,
-        width=_WIDTH,
+        width=PICTURE_WIDTH,
         force_terminal=True,
         color_system="standard",
         highlight=False,
@@ -84,6 +87,9 @@ def picture_of(view: RenderableType, title: str) -> str:
     )
     # One line may be cut off by the next, which all of them have room for.
     text = re.sub(r' clip-path="[^"]*"', "", text)
+    # The ends of lines are taken for text.
+    text = re.sub(r"<text [^>]*>\s*</text>", "\n", text)
+    text = text.replace(_CHROME_STROKE, f"var(--c{_GREY})")
     for number in range(len(_ALL)):
         text = text.replace(_placeholder_hex(number), f"var(--c{number})")
     return re.sub(r"[ \t]+\n", "\n", text)

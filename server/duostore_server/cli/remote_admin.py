@@ -26,7 +26,7 @@ _UNAUTHENTICATED: Final = (
     "Here, set DUOSTORE_TOKEN or --token-file to the admin.token of the service's configuration "
     f"(there also DUOSTORE__ADMIN__TOKEN); or show {_BY_CERTIFICATE}."
 )
-_NOT_THE_TOKEN: Final = (
+_OTHER_BEARER: Final = (
     "The token of DUOSTORE_TOKEN, or --token-file, is not the admin.token of the service's "
     "configuration (there also DUOSTORE__ADMIN__TOKEN)."
 )
@@ -54,5 +54,5 @@ def run_admin(
 def _credentials(target: Target) -> Mapping[Reason, str]:
     return {
         Reason.UNAUTHENTICATED: _UNAUTHENTICATED,
-        Reason.PERMISSION_DENIED: _NOT_A_CALLER if target.token is None else _NOT_THE_TOKEN,
+        Reason.PERMISSION_DENIED: _NOT_A_CALLER if target.token is None else _OTHER_BEARER,
     }

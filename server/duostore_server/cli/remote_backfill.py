@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from duostore.v1.admin_pb2_grpc import AdminStub
     from duostore_server.cli.failure import Failure
     from duostore_server.cli.one_call import Metadata
+    from duostore_server.cli.progress_display import ProgressDisplay
     from duostore_server.cli.target import Target
 
 Action = admin_pb2.BackfillRequest.Action
@@ -66,45 +67,58 @@ def backfill(target: Target, order: Order, *, as_json: bool, timeout: float) -> 
     code = run_admin(target, work, in_doubt=_in_doubt(order), advice=_advice(order))
     if answers:
         _print(answers[-1], as_json=as_json)
-    return code
+    return code if code or answers else _silence()
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What came of watching one: how it was last, and why it is not watched any more."""
+
+    last: admin_pb2.BackfillResponse | None = None
+    lost: Failure | None = None
+    detached: bool = False
+
+    def follow(self, watch: Watch, order: Order, display: ProgressDisplay) -> None:
+        """Show it until it ends. Once it has begun, nothing that goes wrong stops it."""
+        try:
+            for answer in watch.progress(order.request):
+                self.last = answer
+                left = seconds_of(answer.remaining) if answer.HasField("remaining") else None
+                display.show(answer.done_count, answer.estimated_total, _note(answer), left)
+        except grpc.RpcError as error:
+            if self.last is None:
+                raise
+            self.lost = failure_of(error)
+        except KeyboardInterrupt:
+            if self.last is None:
+                raise
+            self.detached = True
 
 
 def _run(target: Target, order: Order, *, as_json: bool, timeout: float) -> int:
     """Start or join it, watch it to its end, and return the exit code."""
-    last: admin_pb2.BackfillResponse | None = None
-    lost: Failure | None = None
-    detached = False
+    watched = _Watched()
 
     def work(stub: AdminStub, metadata: Metadata) -> None:
-        nonlocal last, lost, detached
+        # A bar and the answer would be in each other's way.
         shown = not (as_json and sys.stdout.isatty())
         title = f"backfill {order.kind}"
         with displaying(title, err=sys.stderr, clock=time.monotonic, shown=shown) as display:
             watch = Watch(stub, metadata, display, retry_for=order.retry_for, timeout=timeout)
-            try:
-                for last in watch.progress(order.request):
-                    left = seconds_of(last.remaining) if last.HasField("remaining") else None
-                    display.show(last.done_count, last.estimated_total, _note(last), left)
-            except grpc.RpcError as error:
-                if last is None:
-                    raise
-                lost = failure_of(error)
-            except KeyboardInterrupt:
-                if last is None:
-                    raise
-                detached = True
+            watched.follow(watch, order, display)
 
     code = run_admin(target, work, in_doubt=_in_doubt(order), advice=_advice(order))
+    last = watched.last
     if last is None:
-        return code or FAILED
-    if lost is not None:
-        for line in explained(lost, target.address, in_doubt=""):
+        return code or _silence()
+    if watched.lost is not None:
+        for line in explained(watched.lost, target.address, in_doubt=""):
             complain(line)
-        code = lost.exit_code
+        code = watched.lost.exit_code
     _print(last, as_json=as_json)
     if last.state == _State.STATE_RUNNING:
         _tell_how_to_go_on(order)
-        return INTERRUPTED if detached else code
+        return INTERRUPTED if watched.detached else code
     return 0 if last.state == _State.STATE_DONE and not last.failed_count else FAILED
 
 
@@ -127,10 +141,16 @@ def told(answer: admin_pb2.BackfillResponse) -> Iterator[str]:
     yield f"backfill {printable(answer.kind)}: {state_name(answer.state)}, {done}{of} done{left}"
     rate = f"at most {answer.rate:,}/s" if answer.rate else "as many as go"
     failed = f", {answer.failed_count:,} failed (the log says why)" if answer.failed_count else ""
+    unchanged = max(answer.done_count - answer.projected_count - answer.failed_count, 0)
     yield (
-        f"  {answer.projected_count:,} projected, the others were there{failed}; "
+        f"  {answer.projected_count:,} projected, {unchanged:,} unchanged{failed}; "
         f"{answer.parts_done} of {answer.part_count} parts done; {rate}"
     )
+
+
+def _silence() -> int:
+    complain("The service said nothing of a backfill.")
+    return FAILED
 
 
 def _note(answer: admin_pb2.BackfillResponse) -> str:
@@ -141,7 +161,11 @@ def _note(answer: admin_pb2.BackfillResponse) -> str:
 def _tell_how_to_go_on(order: Order) -> None:
     command = _command(order)
     complain("Detached: the backfill goes on in the background processes.")
-    for option, what in (("", "watches it again"), (" --pause", "stops it"), (" --cancel", "ends it")):
+    for option, what in (
+        ("", "watches it again"),
+        (" --pause", "stops it"),
+        (" --cancel", "ends it"),
+    ):
         complain(f"  {command}{option:9}  {what}")
 
 

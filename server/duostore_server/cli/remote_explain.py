@@ -29,6 +29,7 @@ def explain(target: Target, key: EntityKey, *, as_json: bool, timeout: float) ->
         if as_json:
             print_json(explained_shown(answer))
         else:
-            console_on(sys.stdout).print(explained_view(answer, time.time()))
+            console = console_on(sys.stdout)
+            console.print(explained_view(answer, time.time(), width=console.width))
 
     return run_admin(target, work)

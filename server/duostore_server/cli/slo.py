@@ -15,7 +15,7 @@ slo_app = typer.Typer(
 
 @slo_app.command("rules")
 def _rules(config: ConfigFile = DEFAULT_CONFIG) -> None:
-    """Print the rules for Prometheus: what it records, and its alerts, for [slo] as configured."""
+    """Print the rules for Prometheus: what it records of the objectives, and all alerts."""
     from duostore_server.config import objectives
     from duostore_server.telemetry.slo_rules import rules
 

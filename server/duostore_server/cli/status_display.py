@@ -25,9 +25,9 @@ from duostore_server.cli.wording import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
-    from rich.console import JustifyMethod, RenderableType
+    from rich.console import RenderableType
 
 _GOOD: Final = "green"
 _BAD: Final = "bold red"
@@ -35,6 +35,8 @@ _NOTABLE: Final = "yellow"
 _UNKNOWN: Final = "-"
 # Of fewer looks nines say nothing.
 _LEAST_VERIFIED: Final = 10
+# On fewer columns objectives are not put into words.
+_NARROW: Final = 84
 
 
 def troubles(answer: admin_pb2.GetStatusResponse) -> list[str]:
@@ -45,14 +47,14 @@ def troubles(answer: admin_pb2.GetStatusResponse) -> list[str]:
 
 
 def status_view(
-    answer: admin_pb2.GetStatusResponse, address: str, now: float
+    answer: admin_pb2.GetStatusResponse, address: str, now: float, *, width: int
 ) -> RenderableType:
-    """Return what to print; ``now`` is in seconds of the epoch."""
+    """Return what to print on so many columns; ``now`` is in seconds of the epoch."""
     parts: list[RenderableType] = [_headline(answer, address, now)]
     parts.append(_panel("Stores, in the last 5 min", _stores(answer)))
     parts.append(_panel("Now", _work(answer, now)))
     if answer.slos:
-        parts.append(_panel("Objectives", _objectives(answer)))
+        parts.append(_panel("Objectives", _objectives(answer, is_narrow=width < _NARROW)))
     if answer.consistency:
         parts.append(_panel("Consistency, in the last hour", _consistency(answer)))
     return Group(*parts)
@@ -82,16 +84,14 @@ def _headline(answer: admin_pb2.GetStatusResponse, address: str, now: float) -> 
 
 
 def _stores(answer: admin_pb2.GetStatusResponse) -> Table:
-    table = _table(("store", "left"), ("state", "left"), ("calls", "right"), ("errors", "right"))
-    table.add_column("p95", justify="right")
+    table = _table("store", "state", numbers=("calls", "errors", "p95"))
     for store in answer.stores:
-        counts = store.calls > 0
         table.add_row(
             store_name(store.store),
             Text("up", style=_GOOD) if store.up else Text("down", style=_BAD),
             f"{store.calls:,}",
             Text(_errors(store.error_ratio), style=_NOTABLE if store.error_ratio else "")
-            if counts
+            if store.calls
             else _UNKNOWN,
             milliseconds(seconds_of(store.p95)) if store.HasField("p95") else _UNKNOWN,
         )
@@ -137,15 +137,17 @@ def _has_remaining(answer: admin_pb2.BackfillResponse) -> bool:
     return running and answer.HasField("remaining")
 
 
-def _objectives(answer: admin_pb2.GetStatusResponse) -> Table:
-    table = _table(("objective", "left"), ("promise", "left"), ("target", "right"))
-    for head in ("5 min", "1 h", "burn rate"):
-        table.add_column(head, justify="right", no_wrap=True)
+def _objectives(answer: admin_pb2.GetStatusResponse, *, is_narrow: bool) -> Table:
+    table = _table("objective", *(() if is_narrow else ("promise",)))
+    if not is_narrow:
+        table.columns[1].no_wrap = False
+    for head in ("target", "5 min", "1 h", "burn rate"):
+        table.add_column(head, justify="right", no_wrap=head != "burn rate")
     table.add_column("")
     for slo in answer.slos:
         table.add_row(
             printable(slo.name),
-            Text(printable(slo.objective)),
+            *(() if is_narrow else (Text(printable(slo.objective)),)),
             percent(slo.target),
             percent(slo.ratio) if slo.HasField("ratio") else _UNKNOWN,
             percent(slo.ratio_hour) if slo.HasField("ratio_hour") else _UNKNOWN,
@@ -164,9 +166,7 @@ def _standing(slo: admin_pb2.SloStatus) -> Text:
 
 
 def _consistency(answer: admin_pb2.GetStatusResponse) -> Table:
-    table = _table(("looked at", "left"), ("verified", "right"), ("inconsistent", "right"))
-    table.add_column("consistent", justify="right")
-    table.add_column("nines", justify="right")
+    table = _table("looked at", numbers=("verified", "wrong", "consistent", "nines"))
     for found in answer.consistency:
         age = seconds_of(found.age)
         wrong = Text(f"{found.inconsistent:,}", style=_BAD if found.inconsistent else "")
@@ -186,10 +186,13 @@ def _errors(ratio: float) -> str:
     return f"{math.ceil(round(ratio * 100_000, 6)) / 1000:g} %"
 
 
-def _table(*columns: tuple[str, JustifyMethod]) -> Table:
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="bright_black")
-    for head, justify in columns:
-        table.add_column(head, justify=justify, overflow="fold")
+def _table(*heads: str, numbers: Sequence[str] = ()) -> Table:
+    """Return a table with these columns, and these of numbers behind them."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bright_black")
+    for head in heads:
+        table.add_column(head, no_wrap=True)
+    for head in numbers:
+        table.add_column(head, justify="right")
     return table
 
 

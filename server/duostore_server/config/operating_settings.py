@@ -81,7 +81,7 @@ class Verifier(Section):
 class Backfill(Section):
     """``[backfill]``."""
 
-    workers: int = setting(2, "Parts of backfills that a background process does at a time.", 1, 32)
+    workers: int = setting(2, "Parts of backfills that a background process does at a time.", 1, 16)
     batch: int = setting(
         200,
         "Entities of a part between two checkpoints, which a process that dies redoes.",

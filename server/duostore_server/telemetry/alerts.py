@@ -12,19 +12,30 @@ _MISLEADING: Final = "|".join(drift.value for drift in Drift if drift.misleads)
 _FAULTS: Final = "|".join(STORE_FAULTS)
 
 
-def _any(labels: str, selector: str, window: str = "15m") -> str:
-    """Return the expression for any increase of a counter, also of one that only now began."""
+def _any(labels: str, selector: str) -> str:
+    """Return the expression for any increase of a counter in the last quarter of an hour.
+
+    Also of a series that only now began, of which ``increase`` knows nothing; but not of one
+    that is new to Prometheus alone, which has not seen the instance for so long.
+    """
     return f"""
-        sum by ({labels}) (increase({selector}[{window}])) > 0
+        sum by ({labels}) (increase({selector}[15m])) > 0
         or
-        sum by ({labels}) ({selector} unless {selector} offset {window}) > 0
+        sum by ({labels}) (
+          {selector}
+          unless
+          {selector} offset 15m
+          and on (job, instance)
+          duostore_rpcs_in_flight offset 15m
+        ) > 0
         """
 
 
-def _share(labels: str, part: str, whole: str, window: str) -> str:
+def _share(labels: str, part: str, whole: str, window: str, most: float) -> str:
     return f"""
         sum by ({labels}) (rate({part}[{window}]))
         / (sum by ({labels}) (rate({whole}[{window}])) > 0)
+        > {most:g}
         """
 
 
@@ -57,8 +68,8 @@ ALERTS: Final = (
             f'duostore_store_calls_total{{store!="cache",outcome=~"{_FAULTS}"}}',
             'duostore_store_calls_total{store!="cache"}',
             "5m",
-        ).rstrip()
-        + " > 0.5",
+            0.5,
+        ),
         "2m",
         "{{ $labels.job }}: most calls of {{ $labels.store }} fail",
         "{{ $value | humanizePercentage }} of calls of {{ $labels.store }} failed in five minutes.",
@@ -71,8 +82,8 @@ ALERTS: Final = (
             f'duostore_store_calls_total{{outcome=~"{_FAULTS}"}}',
             "duostore_store_calls_total",
             "5m",
-        ).rstrip()
-        + " > 0.01",
+            0.01,
+        ),
         "5m",
         "{{ $labels.job }}: calls of {{ $labels.store }} fail",
         "{{ $value | humanizePercentage }} of calls of {{ $labels.store }} failed in five minutes.",
@@ -179,8 +190,8 @@ ALERTS: Final = (
             'duostore_quota_leased_units_total{fate="lost"}',
             'duostore_quota_leased_units_total{fate="granted"}',
             "15m",
-        ).rstrip()
-        + " > 0.1",
+            0.1,
+        ),
         "15m",
         "{{ $labels.job }}: {{ $value | humanizePercentage }} of the leased units of "
         "{{ $labels.quota }} are lost",
@@ -194,8 +205,8 @@ ALERTS: Final = (
             'duostore_store_calls_total{op="step_counter",outcome="conflict"}',
             'duostore_store_calls_total{op="step_counter"}',
             "15m",
-        ).rstrip()
-        + " > 0.33",
+            0.33,
+        ),
         "15m",
         "{{ $labels.job }}: many processes meet on few counters of quotas",
         "{{ $value | humanizePercentage }} of the debits have to be tried again.",

@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import math
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -173,6 +174,10 @@ class Metrics:
             ("age", "outcome"),
             registry=registry,
         )
+        # There from the start: of a series that begins with its first count no rate knows that.
+        for age in ("1s", "60s", "5m", "row"):
+            for outcome in ("consistent", "inconsistent", "undecided"):
+                self.verified_entities.labels(age, outcome)
         self.drifts = Counter(
             "duostore_drift_total",
             "Times that DynamoDB or the cache was found not to agree with Aurora, by what it was.",
@@ -244,6 +249,7 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=registry,
         )
+        self.build_info.labels(version("duostore-server")).set(1)
         self._read_only: set[str] = set()
 
     def served(self, kind: str, store: Store) -> None:
@@ -344,7 +350,3 @@ class Metrics:
             self.slo_good_ratio.labels(name, window).set(math.nan if share is None else share)
         self.slo_burn_rate.labels(name).set(burn_rate)
         self.slo_holds.labels(name).set(holds)
-
-    def release(self, name: str) -> None:
-        """Show which release runs."""
-        self.build_info.labels(name).set(1)

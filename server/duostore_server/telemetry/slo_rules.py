@@ -10,8 +10,6 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client.utils import floatToGoString
-
 from duostore_server.domain.objectives import CONSISTENCY_AGE
 from duostore_server.telemetry.alerts import ALERTS
 from duostore_server.telemetry.rule_files import Alert, Group, Recording, written
@@ -59,9 +57,7 @@ def rules(objectives: Objectives) -> str:
 def _counts(objectives: Objectives) -> Iterator[Recording]:
     """Yield what there was a second, and what of it was bad: the same series of both."""
     for name, target in objectives.targets().items():
-        yield Recording(
-            "duostore:slo_budget:ratio", f"vector({1 - target:.10g})", {"slo": name}
-        )
+        yield Recording("duostore:slo_budget:ratio", f"vector({1 - target:.10g})", {"slo": name})
     measured = 'duostore_background_last_success_timestamp_seconds{work="backlog"}'
     yield Recording(
         "duostore:projection_lag:seconds",
@@ -83,7 +79,8 @@ def _counts(objectives: Objectives) -> Iterator[Recording]:
         """,
     )
     calls = "duostore_rpc_duration_seconds"
-    within = floatToGoString(objectives.read_latency.threshold)
+    # As the client of Prometheus writes bounds.
+    within = repr(objectives.read_latency.threshold)
     verified = f'duostore_verified_total{{age="{CONSISTENCY_AGE}",outcome='
     gets = _rate(f'{calls}_count{{method="Get",{_ANSWERED}}}')
     quick = _rate(f'{calls}_bucket{{method="Get",{_ANSWERED},le="{within}"}}')
@@ -159,8 +156,8 @@ def _alerts(objectives: Objectives) -> Iterator[Alert]:
             severity,
             f"duostore:slo_burn:rate{long} > {factor} and duostore:slo_burn:rate{short} > {factor}",
             hold,
-            f"{{{{ $labels.job }}}}: the error budget of {{{{ $labels.slo }}}} burns "
-            f"{{{{ $value | humanize }}}} times too fast",
+            "{{ $labels.job }}: the error budget of {{ $labels.slo }} burns "
+            "{{ $value | humanize }} times too fast",
             f"Over the last {long}, and still over the last {short}, so much failed the "
             f"objective {{{{ $labels.slo }}}} that what may fail in {_days(objectives)} days "
             f"burns more than {factor} times too fast.",

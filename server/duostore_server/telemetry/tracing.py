@@ -6,7 +6,7 @@ What makes them is in ``spans`` and imported only if they are on: its packages a
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final, Self
 
 import structlog
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _OTLP: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _INSTALL: Final = "pip install 'duostore-server[tracing]'"
+_CORRECT: Final = "correct the environment, or set OTEL_TRACES_EXPORTER=none"
 
 _log = structlog.get_logger(__name__)
 
@@ -52,24 +53,23 @@ def traced(name: str) -> Iterator[None]:
     collector that does not take it is not waited for beyond a few seconds. What is wrong with
     the settings, or missing, is told in the log, and the block runs untraced.
     """
-    if not wanted(os.environ):
+    with ExitStack() as stack:
+        if wanted(os.environ):
+            _begin(name, stack)
         yield
-        return
+
+
+def _begin(name: str, stack: ExitStack) -> None:
     try:
         # What it imports may not be installed, and takes a while.
         from duostore_server.telemetry import spans  # noqa: PLC0415
 
-        exporters = spans.exporters(os.environ)
+        made = spans.made(name, spans.exporters(os.environ))
+        stack.enter_context(tracing(stack.enter_context(made)))
     except ImportError as error:
         _log.warning("traces cannot be made", why=str(error), advice=_INSTALL)
-        yield
-        return
     except ValueError as error:
-        _log.warning("traces cannot be made", why=str(error), advice="see docs/operations.md")
-        yield
-        return
-    with spans.made(name, exporters) as made, tracing(made):
-        yield
+        _log.warning("traces cannot be made", why=str(error), advice=_CORRECT)
 
 
 @contextmanager

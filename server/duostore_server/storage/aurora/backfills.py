@@ -205,27 +205,13 @@ class AuroraBackfills:
         return [_part(row) for row in rows]
 
     def advance(self, part: BackfillPart, batch: Batch, deadline: Deadline) -> BackfillPart | None:
-        last = batch.last
-        params = {
-            "backfill": Int8(part.backfill),
-            "number": Int4(part.number),
-            "claim": Int8(part.claim),
-            "after_tenant": part.after and part.after.tenant,
-            "after_id": part.after and part.after.id,
-            "last_tenant": last and last.tenant,
-            "last_id": last and last.id,
-            "ended": last is None,
-            "done": Int8(batch.done),
-            "projected": Int8(batch.projected),
-            "failed": Int8(batch.failed),
-            "hold": self._claim,
-        }
+        params = _params(part, batch, self._claim)
         rows = self._pool.execute(_ADVANCE, params, deadline)
-        if last is None:
+        if batch.last is None:
             return None
         rows = rows or self._pool.execute(_HOLD, params, deadline)
         for rate, parts_left in rows:
-            return replace(part, after=last, rate=_share(rate, parts_left))
+            return replace(part, after=batch.last, rate=_share(rate, parts_left))
         return None
 
     def _cut(self, kind: str, parts: int, deadline: Deadline) -> dict[str, object]:
@@ -249,6 +235,25 @@ class AuroraBackfills:
     def _read(self, query: LiteralString, params: Params, deadline: Deadline) -> list[Backfill]:
         rows = self._pool.ask_writer(query, params, deadline)
         return [_backfill(row) for row in rows if row[1] is not None]
+
+
+def _params(part: BackfillPart, batch: Batch, hold: timedelta) -> dict[str, object]:
+    """Return the parameters of a statement that notes a batch of a part."""
+    last = batch.last
+    return {
+        "backfill": Int8(part.backfill),
+        "number": Int4(part.number),
+        "claim": Int8(part.claim),
+        "after_tenant": part.after and part.after.tenant,
+        "after_id": part.after and part.after.id,
+        "last_tenant": last and last.tenant,
+        "last_id": last and last.id,
+        "ended": last is None,
+        "done": Int8(batch.done),
+        "projected": Int8(batch.projected),
+        "failed": Int8(batch.failed),
+        "hold": hold,
+    }
 
 
 def _backfill(row: TupleRow) -> Backfill:

@@ -156,12 +156,14 @@ class AuroraEntities:
         page_bytes: int = _PAGE_BYTES,
         page_tenants: int = _PAGE_TENANTS,
         blocks: int = _MANY_BLOCKS,
+        few: int = _FEW,
     ) -> None:
-        """``blocks`` is how large a table may be that is read as a whole."""
+        """``blocks`` is how large a table may be that is read as a whole, ``few`` a kind."""
         self._pool = pool
         self._page_bytes = page_bytes
         self._page_tenants = page_tenants
         self._blocks = blocks
+        self._few = few
 
     def page(
         self,
@@ -199,7 +201,7 @@ class AuroraEntities:
         if count is not None:
             return int(count)
         if kind:
-            keys, more = self._keys(kind, None, _FEW, deadline)
+            keys, more = self._keys(kind, None, self._few, deadline)
             if not more:
                 return len(keys)
         query, given = (_PLAN_KIND, (kind,)) if kind else (_PLAN_ALL, ())
@@ -222,7 +224,7 @@ class AuroraEntities:
         self, kind: str, found: Sequence[EntityKey], limit: int, deadline: Deadline
     ) -> Sequence[EntityKey]:
         """Return all entities of a kind, or those that were found and some that come after them."""
-        few = min(max(_FEW, limit + 1), _MOST_WALKED)
+        few = min(max(self._few, limit + 1), _MOST_WALKED)
         keys, more = self._keys(kind, None, few, deadline)
         if not more:
             return keys if len(keys) <= limit else _chosen(keys, limit)
