@@ -227,7 +227,7 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
             rows=ObservedIdempotencyRows(AuroraIdempotency(pool), metrics),
             drafts=ObservedDrafts(AuroraDrafts(pool), metrics),
             limits=ObservedLimits(AuroraLimits(pool), metrics),
-            controls=ObservedControls(AuroraControls(pool), metrics),
+            controls=ObservedControls(AuroraControls(operating_pool), metrics),
             entities=ObservedEntities(AuroraEntities(operating_pool), metrics),
             verifications=ObservedVerifications(AuroraVerifications(operating_pool), metrics),
             backfills=ObservedBackfills(AuroraBackfills(operating_pool), metrics),
@@ -301,12 +301,11 @@ def serving(
             stack.callback(quoting.return_leases)
             rest = quoting.rest
             stack.enter_context(loop("leases", quoting.return_unused, rest, metrics, longest=rest))
+        looks = [("stalled", streams.cancel_stalled)]
         if settings.queries:
-            for name, look in (
-                ("abandoned", stores.cancel_abandoned),
-                ("stalled", streams.cancel_stalled),
-            ):
-                stack.enter_context(loop(name, look, _LOOK_EVERY_SECONDS, metrics))
+            looks.append(("abandoned", stores.cancel_abandoned))
+        for name, look in looks:
+            stack.enter_context(loop(name, look, _LOOK_EVERY_SECONDS, metrics))
         admin, reporting = admin_of(settings, stores, metrics, now, figures)
         answering = stack.enter_context(
             listening(

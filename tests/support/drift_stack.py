@@ -13,7 +13,7 @@ from pymemcache.client.base import Client  # type: ignore[import-untyped]  # shi
 
 from duostore_server import codec
 from duostore_server.access.checking import Checking
-from duostore_server.access.examining import Examining
+from duostore_server.access.examining import PAUSES, Examining
 from duostore_server.access.judging import Judge
 from duostore_server.access.propagation import Propagation
 from duostore_server.access.repairing import Repairing
@@ -37,7 +37,7 @@ from tests.support.projection_engines import COMPRESS_ABOVE, direct
 from tests.support.tier_stack import POLICIES, READ, WRITE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from typing import LiteralString
 
     from types_boto3_dynamodb import DynamoDBClient
@@ -90,6 +90,7 @@ class Driven:
         self.entities = AuroraEntities(pool)
         self.items = SlowItems(client, prefix=prefix, compress_above=COMPRESS_ABOVE)
         self.cache = MemcachedCache([address], namespace=prefix, timeout=5, connect_timeout=5)
+        self.pauses: Sequence[float] = PAUSES
         self.flags: dict[str, FlagValue] = {WRITE: "old", READ: 0}
         self.shapes = Shapes(POLICIES, codec.encode, lambda name: self.flags[name])
         self.propagation = Propagation(self.dynamodb.projections, self.cache, self.shapes.project)
@@ -168,6 +169,7 @@ class Driven:
             policies=POLICIES,
             pause=threading.Event().wait,
             now=lambda: datetime.now(UTC),
+            pauses=self.pauses,
         )
         return Checking(
             walking=Walking(

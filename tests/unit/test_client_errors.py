@@ -39,6 +39,7 @@ NUMBERS = {
     "sequence": "4",
     "committed": "7",
     "refunded": "3",
+    "projection_version": "2",
 }
 DETAILS = "grpc-status-details-bin"
 REASONS = [

@@ -17,7 +17,7 @@ import pytest
 import duostore
 from duostore.channel import channel_options
 from duostore.v1 import data_access_pb2_grpc
-from duostore_server.rpc import chain
+from duostore_server.rpc import callers
 
 CLIENT = Path(__file__).parents[2] / "clients" / "python"
 
@@ -67,7 +67,7 @@ def test_the_caller_s_channel_options_count_before_the_client_s_own() -> None:
 
 
 def test_a_caller_is_what_the_server_takes() -> None:
-    taken = {c for c in map(chr, range(0x250)) if chain._ACCEPTABLE["x-caller"].fullmatch(c)}
+    taken = {c for c in map(chr, range(0x250)) if callers._ACCEPTABLE["x-caller"].fullmatch(c)}
     assert {c for c in map(chr, range(0x250)) if can_call(caller=c)} == taken
     assert can_call(caller="a" * 128)
     assert not can_call(caller="a" * 129)

@@ -117,6 +117,10 @@ class ReservationNotFoundError(NotFoundError):
     """The tenant has no such reservation, or it has expired."""
 
 
+class BackfillNotFoundError(NotFoundError):
+    """There is no backfill of the kind that the call could be about."""
+
+
 class AlreadyExistsError(Error):
     """Something that the call would create exists."""
 
@@ -233,6 +237,36 @@ class QueryFailedError(FailedPreconditionError):
         return self.metadata.get("sqlstate", "")
 
 
+class ReadOnlyError(FailedPreconditionError):
+    """Writes are refused for now, of the kind or of all; the message says why.
+
+    Nothing was changed; try again after ``retry_after``. Reads, snapshots and quotas go on.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Return the kind that is read-only, empty if all are."""
+        return self.metadata.get("kind", "")
+
+
+class ProjectionFailedError(FailedPreconditionError):
+    """The document cannot be brought into the shape that readers are given.
+
+    For those to mend who run the service: its data, or the transform of the configuration.
+    """
+
+    details = ("projection_version",)
+
+    @property
+    def projection_version(self) -> int:
+        """Return the projection version that cannot be made."""
+        return int(self.metadata["projection_version"])
+
+
+class FlagsElsewhereError(FailedPreconditionError):
+    """Flags cannot be set here: another provider says what they are."""
+
+
 class ReservationSettledError(FailedPreconditionError):
     """The reservation was settled before, in another way. This call changed nothing.
 
@@ -296,6 +330,14 @@ class QuotaDeniedError(ResourceExhaustedError):
 
     Raised by ``Reservation`` alone: that a quota is used up is else an answer, no error.
     """
+
+
+class UnauthenticatedError(Error):
+    """The call says nothing of who makes it, and has to. Nothing was changed."""
+
+
+class PermissionDeniedError(Error):
+    """Who makes the call may not. Nothing was changed."""
 
 
 class InternalError(Error):

@@ -43,6 +43,12 @@ BY_REASON: Final[Mapping[str, type[Error]]] = {
     "RESULT_CHANGED": errors.ResultChangedError,
     "QUERY_FAILED": errors.QueryFailedError,
     "QUERY_TIMEOUT": errors.QueryTimeoutError,
+    "READ_ONLY": errors.ReadOnlyError,
+    "PROJECTION_FAILED": errors.ProjectionFailedError,
+    "UNAUTHENTICATED": errors.UnauthenticatedError,
+    "PERMISSION_DENIED": errors.PermissionDeniedError,
+    "FLAGS_ELSEWHERE": errors.FlagsElsewhereError,
+    "BACKFILL_NOT_FOUND": errors.BackfillNotFoundError,
 }
 
 # For reasons that this client does not know, and for failures outside the server.
@@ -56,6 +62,8 @@ BY_CODE: Final[Mapping[StatusCode, type[Error]]] = {
     StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceededError,
     StatusCode.RESOURCE_EXHAUSTED: errors.ResourceExhaustedError,
     StatusCode.INTERNAL: errors.InternalError,
+    StatusCode.UNAUTHENTICATED: errors.UnauthenticatedError,
+    StatusCode.PERMISSION_DENIED: errors.PermissionDeniedError,
 }
 
 # A write that failed so was not applied. Of all else it is not known: even

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from duostore_server.access.checks import refuse
-from duostore_server.domain.controls import MAX_REASON_BYTES, FlagState
+from duostore_server.domain.controls import MAX_NAME_BYTES, MAX_REASON_BYTES, FlagState
 from duostore_server.domain.errors import FieldViolation, FlagsElsewhereError, InvalidRequestError
-from duostore_server.domain.keys import listed, part_violations
+from duostore_server.domain.keys import MAX_KIND_BYTES, listed, part_violations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,6 +68,7 @@ class Controlling:
             raise FlagsElsewhereError(self.provider)
         flag = self._in_force.flags.get(name)
         if value is None:
+            refuse(part_violations(name, "name", MAX_NAME_BYTES, empty_ok=False, hash_ok=True))
             if not self._controls.unset_flag(name, deadline) and flag is None:
                 raise self._unknown(name)
             return _state(name, flag, None, None if flag is None else flag.default)
@@ -89,6 +90,7 @@ class Controlling:
         return self._in_force.flag(name) if name in self._in_force.flags else None
 
     def _violations(self, kind: str, *, read_only: bool, reason: str) -> Iterator[FieldViolation]:
+        yield from part_violations(kind, "kind", MAX_KIND_BYTES, empty_ok=True, hash_ok=False)
         if not read_only:
             return
         if kind and self._policies.of_kind(kind) is None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 FlagValue: TypeAlias = str | int
 
 MAX_REASON_BYTES: Final = 200
+# Of a flag: that of its kind, what it is about, and a number.
+MAX_NAME_BYTES: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
