@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 
 from bench import hits, machine, queries, quotas, reads, saves, snapshots
+from bench.backfill import backfill, get_beside, get_beside_slow
 from bench.contest import Outcome
 from bench.deployment import deployed
 from bench.exports import exports
@@ -42,12 +43,17 @@ _CONTESTS: Final = {
     "quota-denied": quotas.quota_denied,
     "quota-leased": quotas.quota_leased,
     "quota-each": quotas.quota_each,
+    "get-beside": get_beside,
+    "get-beside-slow": get_beside_slow,
 }
 _STORE_CALLS: Final = "store-calls"
 _UNUSED: Final = "quota-unused"
 _EXPORTS: Final = "exports"
 _FAN_OUT: Final = "fan-out"
-_NAMES: Final = (*_CONTESTS, _STORE_CALLS, _UNUSED, _EXPORTS, _FAN_OUT)
+_BACKFILL: Final = "backfill"
+_NAMES: Final = (*_CONTESTS, _STORE_CALLS, _UNUSED, _EXPORTS, _FAN_OUT, _BACKFILL)
+# What is measured with it.
+_WITH: Final = {_BACKFILL: ("get-beside", "get-beside-slow")}
 # Of what is written into a file.
 _WIDTH: Final = 120
 # The cached entity of get-hit has to last for a round.
@@ -76,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measured(names: Sequence[str], rounds: int, seconds: float) -> Report:
     warning = machine.busy()
     progress = Console(stderr=True)
+    names = [*names, *(beside for name in names for beside in _WITH.get(name, ()))]
     with progress.status("starting the stores and the service") as status, deployed() as deployment:
         report = Report(machine.described(), [] if warning is None else [warning])
         for name in (name for name in _CONTESTS if name in names):
@@ -98,6 +105,9 @@ def _measured(names: Sequence[str], rounds: int, seconds: float) -> Report:
         if _FAN_OUT in names:
             status.update(_FAN_OUT)
             report.bulks += fan_out(deployment, rounds)
+        if _BACKFILL in names:
+            status.update(_BACKFILL)
+            report.bulks += backfill(deployment, rounds)
         status.update("stopping the stores and the service")
     return report
 

@@ -62,7 +62,7 @@ def fan_out(deployment: Deployment, rounds: int) -> list[Bulk]:
                 began = time.perf_counter()
                 connection.execute("UPDATE public.rate SET percent = %s", (200 + n,))
                 took = _worked_off(service)
-                changed.append(Round(_DOCUMENTS / (took - began), _puts(deployment)))
+                changed.append(Round(_DOCUMENTS / (took - began), puts(deployment)))
                 began = time.perf_counter()
                 connection.execute("UPDATE public.rate SET percent = percent")
                 took = _worked_off(service)
@@ -98,7 +98,7 @@ def _worked_off(service: Service) -> float:
     return time.perf_counter()
 
 
-def _puts(deployment: Deployment) -> float:
+def puts(deployment: Deployment) -> float:
     """Return how many such items boto3 puts in a second."""
     with deployment.plain_client(_THREADS) as client, ThreadPoolExecutor(_THREADS) as pool:
 

@@ -91,7 +91,7 @@ class Checking:
         once; ``StoreError`` if the stores cannot be walked; ``DeadlineExceededError``.
         """
         refuse(self._violations(kind, sample))
-        kinds = (kind,) if kind else self._at_home()
+        kinds = (kind,) if kind else self._policies.at_home(Home.AURORA)
         return self._check(kinds, sample, deadline, repair=repair)
 
     def _check(
@@ -147,18 +147,10 @@ class Checking:
                 tally.repaired += is_repaired
                 tally.found.append(FoundDrift(finding, is_repaired, error or ""))
 
-    def _at_home(self) -> tuple[str, ...]:
-        """Return the kinds that are at home in Aurora."""
-        return tuple(
-            kind
-            for kind in self._policies.names()
-            if (policy := self._policies.of_kind(kind)) and policy.home is Home.AURORA
-        )
-
     def _violations(self, kind: str, sample: int | None) -> Iterator[FieldViolation]:
         policy = self._policies.of_kind(kind)
         if kind and policy is None:
-            known = listed(self._at_home())
+            known = listed(self._policies.at_home(Home.AURORA))
             text = f"{kind!r} is not a configured kind (at home in Aurora: {known})"
             yield FieldViolation("kind", text)
         elif policy is not None and policy.home is not Home.AURORA:

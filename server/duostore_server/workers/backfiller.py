@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # What is set is in force everywhere within two seconds. A batch that began before would leave
 # behind what others still write without a shape that was switched on.
-SETTLE_SECONDS: Final = 0.0
+SETTLE_SECONDS: Final = 2.5
 
 _AURORA_SECONDS: Final = 2.0
 # Less than a claim lasts, so that a part is held while a batch of it is under way.

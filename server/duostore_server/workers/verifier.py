@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import structlog
 
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.drift import Verified
+from duostore_server.domain.drift import Drift, Verified
 from duostore_server.domain.errors import DeadlineExceededError, StoreError
 from duostore_server.domain.policies import Home
 from duostore_server.workers.loop import IncompleteRoundError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from duostore_server.access.examining import Examined, Examining
     from duostore_server.access.repairing import Repairing
     from duostore_server.domain.admin_ports import Entities, Verifications
-    from duostore_server.domain.drift import Drift, Finding, SavedVersion
+    from duostore_server.domain.drift import Finding, SavedVersion
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.policies import Policies
 
@@ -248,8 +248,13 @@ def _outcome(look: _Due, examined: Examined | None) -> str:
 
 
 def _tell(finding: Finding) -> None:
-    """Log a finding: where it is, and no value; the entity by its digest."""
+    """Log a finding: where it is, and no value; the entity by its digest.
+
+    While a kind moves to another projection version all of its entities may lack that.
+    """
     tell = _log.error if finding.drift.misleads else _log.warning
+    if finding.drift is Drift.PROJECTION_VERSION_MISSING:
+        tell = _log.debug
     tell(
         "stores do not agree",
         kind=finding.key.kind,
