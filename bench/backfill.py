@@ -39,9 +39,9 @@ _RATE: Final = 500
 _KIND: Final = "filled"
 _TABLES: Final = f"[admin]\nopen = true\n[kinds.{_KIND}]\n"
 # Documents of about the size of those that are seeded.
-_INSERT: Final = f"""
+_INSERT: Final = """
 INSERT INTO duostore.entity (tenant, kind, id, version, data, deleted, create_time, update_time)
-SELECT '', '{_KIND}', %s || n, 1,
+SELECT '', %s, %s || n, 1,
     jsonb_build_object(
         'title', 'Proposal ' || n, 'status', 'draft', 'amount', n, 'body',
         (SELECT string_agg(md5(n || '-' || part), '') FROM generate_series(1, 26) AS part)
@@ -116,17 +116,16 @@ def _fill(service: Service, count: int) -> None:
     """Leave so many entities in Aurora that DynamoDB has never heard of."""
     with psycopg.connect(service.dsn, autocommit=True) as connection:
         connection.execute("DELETE FROM duostore.entity WHERE kind = %s", (_KIND,))
-        connection.execute(_INSERT, (secrets.token_hex(4), count))
+        connection.execute(_INSERT, (_KIND, secrets.token_hex(4), count))
         connection.execute("VACUUM ANALYZE duostore.entity")
 
 
 def _per_second(service: Service, projected: int) -> float:
     """Return how many entities a backfill does in a second, once it has begun to."""
-    looks: list[tuple[float, BackfillResponse]] = []
     with service.channel() as channel:
         stub = admin_pb2_grpc.AdminStub(channel)
-        for look in stub.Backfill(BackfillRequest(kind=_KIND), timeout=_SECONDS):
-            looks.append((time.perf_counter(), look))
+        told = stub.Backfill(BackfillRequest(kind=_KIND), timeout=_SECONDS)
+        looks = [(time.perf_counter(), look) for look in told]
     last = looks[-1][1]
     if (last.state, last.projected_count) != (BackfillResponse.STATE_DONE, projected):
         raise BenchError(f"{last.projected_count} entities were projected, not {projected}")
@@ -150,13 +149,13 @@ def _backfilling(service: Service, rate: int, count: int) -> Iterator[None]:
             return answer
 
         ask(BackfillRequest.ACTION_START)
-        eventually(
+        before = eventually(
             lambda: ask(BackfillRequest.ACTION_SHOW).done_count,
             within=_SECONDS,
             what="the backfill is under way",
         )
         yield
-        state = ask(BackfillRequest.ACTION_SHOW).state
-        if state != BackfillResponse.STATE_RUNNING:
-            raise BenchError("the backfill was over before the Gets beside it")
+        after = ask(BackfillRequest.ACTION_SHOW)
+        if after.state != BackfillResponse.STATE_RUNNING or after.done_count == before:
+            raise BenchError("the backfill did not go on beside the Gets")
         ask(BackfillRequest.ACTION_CANCEL)

@@ -56,7 +56,6 @@ def consistency(
         judge=judge,
         policies=policies_of(settings),
         pause=time.sleep,
-        now=utc_now,
         pauses=pauses,
     )
     repairing = Repairing(

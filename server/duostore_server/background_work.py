@@ -196,7 +196,6 @@ def _verifying(
         saves=settings.verifier.saves,
         rows=settings.verifier.rows,
         repair=settings.verifier.repair,
-        now=utc_now,
     )
     with ExitStack() as stack:
         for name, work, rest in (

@@ -168,7 +168,6 @@ class Driven:
             judge=judge(self.shapes, codec.decode, codec.head_entity),
             policies=POLICIES,
             pause=threading.Event().wait,
-            now=lambda: datetime.now(UTC),
             pauses=self.pauses,
         )
         return Checking(

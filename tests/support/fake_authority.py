@@ -181,7 +181,12 @@ class FakeAuthority:
         self._step("outbox.find")
         with self._lock:
             return {
-                key: PendingChange(row.id, _at(row.create_time), _at(row.due_time))
+                key: PendingChange(
+                    row.id,
+                    _at(row.create_time),
+                    _at(row.due_time),
+                    timedelta(seconds=max(0.0, self._clock() - row.create_time)),
+                )
                 for key in keys
                 if (row := self._outbox.get(key))
             }

@@ -216,6 +216,9 @@ class FakeEntities:
     def estimate(self, kind: str, deadline: Deadline) -> int:
         raise NotImplementedError
 
+    def time(self, deadline: Deadline) -> datetime:
+        raise NotImplementedError
+
     def saved(
         self, since: datetime, until: datetime, limit: int, deadline: Deadline
     ) -> Sequence[SavedVersion]:

@@ -170,8 +170,9 @@ class Entries(MemoryCache):
 class FakeEntities:
     """``admin_ports.Entities`` over the fake authority; a sample is of the first ones."""
 
-    def __init__(self, rows: FakeAuthority) -> None:
+    def __init__(self, rows: FakeAuthority, now: Callable[[], datetime]) -> None:
         self._rows = rows
+        self._now = now
         self.saves: list[SavedVersion] = []
 
     def page(
@@ -195,6 +196,10 @@ class FakeEntities:
     def estimate(self, kind: str, deadline: Deadline) -> int:
         deadline.bound(1.0)
         return len(self._keys(kind))
+
+    def time(self, deadline: Deadline) -> datetime:
+        deadline.bound(1.0)
+        return self._now()
 
     def saved(
         self, since: datetime, until: datetime, limit: int, deadline: Deadline
@@ -271,7 +276,7 @@ class Tiers:
         self.entries = Entries()
         self.stored_heads = FakeHeads()
         self.kept = FakeSnapshots()
-        self.table = FakeEntities(self.rows)
+        self.table = FakeEntities(self.rows, lambda: self.now)
         self.noted = FakeVerifications()
         self.authority = Told("aurora", self.rows, self.asked)
         self.outbox = Told("outbox", self.rows, self.asked)
@@ -292,7 +297,6 @@ class Tiers:
             judge=self.judge,
             policies=POLICIES,
             pause=self._pause,
-            now=lambda: self.now,
             pauses=pauses,
         )
         self.propagation = Propagation(self.projections, self.cache, self.shapes.project)

@@ -134,7 +134,7 @@ def test_what_each_store_holds_is_told_whole() -> None:
         aurora=TierState(Holding.VALUE, 3, 120, at(1)),
         dynamodb=TierState(Holding.STUB, 2, 90, at(2), shapes=(1, 2)),
         cache=TierState(Holding.UNREADABLE, 1, 80, at(3), at(4), (1,), "no magic byte"),
-        outbox=PendingChange(9, at(5), at(6)),
+        outbox=PendingChange(9, at(5), at(6), dt.timedelta()),
         snapshot=NewestSnapshot(12, at(7)),
         verification=Verified(KEY, dt.timedelta(seconds=1), 3, at(8), (Drift.CACHE_OLDER,)),
         drifts=(

@@ -250,7 +250,7 @@ def test_every_metric_that_is_spoken_of_is_there() -> None:
     known = set(re.findall(r"(?m)^\| `(duostore_\w+)`", text_of(METRICS)))
     assert known
     series = known | {f"{name}_{part}" for name in known for part in ("bucket", "count", "sum")}
-    alerts = set(re.findall(r"\bduostore_\w+", section(OPERATIONS, "Alerts")))
+    alerts = set(re.findall(r"\bduostore_\w+", section(OPERATIONS, "SLOs and alerts")))
     assert alerts
     assert alerts - series == set()
 

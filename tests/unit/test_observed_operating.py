@@ -80,7 +80,7 @@ class Case:
 
 
 _START = {"rate": 1, "parts": 2, "caller": "ops", "deadline": SOON}
-_PENDING = {KEY: PendingChange(1, NOON, NOON)}
+_PENDING = {KEY: PendingChange(1, NOON, NOON, timedelta())}
 _ROWS = [OutboxRow(1, KEY)]
 _SET = Controlled({}, {"proposal": WHY})
 CASES = [
@@ -103,6 +103,7 @@ CASES = [
     ),
     Case(ObservedEntities, "sample", ("proposal", 9, SOON), "entities_sample", [KEY], []),
     Case(ObservedEntities, "estimate", ("proposal", SOON), "entities_estimate", 0),
+    Case(ObservedEntities, "time", (SOON,), "entities_time", NOON),
     Case(ObservedEntities, "saved", (NOON, NOON, 9, SOON), "entities_saved", [LOOK], []),
     Case(ObservedVerifications, "record", ([LOOK], SOON), "verifications_record"),
     Case(ObservedVerifications, "last", (KEY, SOON), "verifications_last", LOOK, None),

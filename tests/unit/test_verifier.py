@@ -12,8 +12,9 @@ from duostore_server import codec
 from duostore_server.domain.drift import Drift, SavedVersion, Verified
 from duostore_server.domain.entities import Cached, Entity, Form, Projection
 from duostore_server.domain.errors import Store, StoreUnavailableError
+from duostore_server.domain.keys import key_digest
 from duostore_server.workers.loop import IncompleteRoundError
-from duostore_server.workers.verifier import Verifier, key_digest
+from duostore_server.workers.verifier import Verifier
 from tests.support.tier_stack import KEY, NOON, POLICIES, Tiers, down, key, soon
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ def verifier(stack: Tiers, **options: Any) -> Verifier:
         repairing=stack.repairing,
         policies=POLICIES,
         metrics=stack.counted,
-        now=lambda: stack.now,
         **given,
     )
 
@@ -132,6 +132,7 @@ def test_all_looks_of_a_round_take_a_few_calls() -> None:
         saved(stack, key(str(number)))
     run(stack, worker, 1)
     assert stack.asked == [
+        "entities.time",
         "entities.saved",
         "entities.sample",
         "cache.peek",

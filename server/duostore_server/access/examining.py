@@ -11,7 +11,6 @@ from duostore_server.domain.errors import Store, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-    from datetime import datetime
 
     from duostore_server.access.judging import Judge
     from duostore_server.domain.admin_ports import HeldItem, ProjectionItems
@@ -111,7 +110,6 @@ class Examining:
         judge: Judge,
         policies: Policies,
         pause: Callable[[float], object],
-        now: Callable[[], datetime],
         grace: timedelta = GRACE,
         pauses: Sequence[float] = PAUSES,
     ) -> None:
@@ -123,7 +121,6 @@ class Examining:
         self._judge = judge
         self._policies = policies
         self._pause = pause
-        self._now = now
         self._grace = grace
         self._pauses = tuple(pauses)
 
@@ -230,7 +227,7 @@ class Examining:
             _add(cases[look.key], look, pending=self._is_pending(changes.get(look.key)))
 
     def _is_pending(self, change: PendingChange | None) -> bool:
-        return change is not None and self._now() - change.create_time < self._grace
+        return change is not None and change.age < self._grace
 
 
 def is_transient(finding: Finding) -> bool:

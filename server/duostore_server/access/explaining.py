@@ -215,7 +215,7 @@ class Explaining:
         return None
 
     def _is_pending(self, change: PendingChange | None) -> bool:
-        return change is not None and self._now() - change.create_time < self._grace
+        return change is not None and change.age < self._grace
 
 
 def _unknown(fault: str) -> TierState:

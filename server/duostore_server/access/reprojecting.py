@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from duostore_server.domain.entities import Form
 from duostore_server.domain.errors import ProjectionFailedError, StoreError
+from duostore_server.domain.keys import key_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -127,12 +127,10 @@ class Reprojecting:
 def _lacks(held: Projection | None, entity: Entity, shapes: frozenset[int]) -> bool:
     """Return whether DynamoDB has an older version than this, or not in these shapes.
 
-    That a version is held as what it is not is no lack: a check finds and repairs it.
+    That it has the version with another content is no lack: a check finds and repairs it.
     """
-    if held is None or held.version < entity.version:
-        return True
-    if held.version > entity.version or entity.data is None or held.form is Form.TOMBSTONE:
-        return False
+    if held is None or held.version != entity.version:
+        return held is None or held.version < entity.version
     return not shapes <= held.shapes
 
 
@@ -141,9 +139,8 @@ def _tell(failures: Sequence[tuple[Entity, ProjectionFailedError]]) -> None:
         key = entity.key
         _log.error(
             "entity cannot be projected",
-            tenant=key.tenant,
             kind=key.kind,
-            id=key.id,
+            key_digest=key_digest(key),
             version=entity.version,
             error=str(failure),
         )

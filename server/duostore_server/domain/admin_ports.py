@@ -85,6 +85,10 @@ class Entities(Protocol):
         """Return about how many entities there are, of all kinds if it is empty."""
         ...
 
+    def time(self, deadline: Deadline) -> datetime:
+        """Return what time it is by the clock that the times of entities are of."""
+        ...
+
     def saved(
         self, since: datetime, until: datetime, limit: int, deadline: Deadline
     ) -> Sequence[SavedVersion]:

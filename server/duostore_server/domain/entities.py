@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from duostore_server.domain.documents import JsonObject
     from duostore_server.domain.errors import Store
@@ -120,11 +120,15 @@ class OutboxRow:
 
 @dataclass(frozen=True, slots=True)
 class PendingChange:
-    """What the outbox says of a key: since when, and from when on a projector takes it up."""
+    """What the outbox says of a key: since when, and from when on a projector takes it up.
+
+    ``age`` is how long ago it was changed, by the authority's clock like the times.
+    """
 
     id: int
     create_time: datetime
     due_time: datetime
+    age: timedelta
 
 
 @dataclass(frozen=True, slots=True)

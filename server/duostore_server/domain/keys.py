@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from duostore_server.domain.errors import FieldViolation
@@ -105,6 +106,14 @@ def part_violations(
         )
     if not hash_ok and "#" in text:
         yield FieldViolation(field, "must not hold '#'")
+
+
+def key_digest(key: EntityKey) -> str:
+    """Return what names a key in the log: ids may be of people.
+
+    The first 16 digits of the SHA-256 of ``str(key)``, which a database can compute too.
+    """
+    return sha256(str(key).encode()).hexdigest()[:16]
 
 
 def listed(names: Iterable[str]) -> str:

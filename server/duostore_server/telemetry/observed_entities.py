@@ -26,6 +26,7 @@ class ObservedEntities:
         self._page = StoreCalls(metrics, Store.AURORA, "entities_page")
         self._sample = StoreCalls(metrics, Store.AURORA, "entities_sample")
         self._estimate = StoreCalls(metrics, Store.AURORA, "entities_estimate")
+        self._time = StoreCalls(metrics, Store.AURORA, "entities_time")
         self._saved = StoreCalls(metrics, Store.AURORA, "entities_saved")
 
     def page(
@@ -52,6 +53,10 @@ class ObservedEntities:
     def estimate(self, kind: str, deadline: Deadline) -> int:
         with self._estimate():
             return self._delegate.estimate(kind, deadline)
+
+    def time(self, deadline: Deadline) -> datetime:
+        with self._time():
+            return self._delegate.time(deadline)
 
     def saved(
         self, since: datetime, until: datetime, limit: int, deadline: Deadline

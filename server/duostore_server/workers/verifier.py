@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
-from hashlib import blake2b
 from itertools import chain
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -14,11 +13,12 @@ import structlog
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.drift import Drift, Verified
 from duostore_server.domain.errors import DeadlineExceededError, StoreError
+from duostore_server.domain.keys import key_digest
 from duostore_server.domain.policies import Home
 from duostore_server.workers.loop import IncompleteRoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
     from duostore_server.access.examining import Examined, Examining
@@ -54,7 +54,6 @@ _PURGED_AT_A_TIME: Final = 1000
 _AURORA_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 10.0
 _REPAIR_SECONDS: Final = 10.0
-_DIGEST_BYTES: Final = 8
 
 _log = structlog.get_logger(__name__)
 
@@ -106,7 +105,6 @@ class Verifier:
         saves: int,
         rows: int,
         repair: bool,
-        now: Callable[[], datetime],
         most_waiting: int = _MOST_WAITING,
     ) -> None:
         """``saves`` and ``rows`` are taken in a second; ``repair``: what is found is mended.
@@ -122,7 +120,6 @@ class Verifier:
         self._saves = saves
         self._rows = rows
         self._repair = repair
-        self._now = now
         self._most_waiting = most_waiting
         self._since: datetime | None = None
         # Those of an age wait in the order of their times, nearly.
@@ -134,7 +131,10 @@ class Verifier:
         A round is meant to be done each second. Raises ``StoreError`` if Aurora cannot be
         asked, and ``IncompleteRoundError`` if some looks decided nothing.
         """
-        now = self._now()
+        if not (self._saves or self._rows or any(self._waiting)):
+            return False
+        # By Aurora's clock, of which the times of saves are.
+        now = self._entities.time(Deadline.after(_AURORA_SECONDS))
         self._take(now)
         rows = self._random_rows()
         late, saves = self._due(now)
@@ -150,15 +150,15 @@ class Verifier:
             _tell(finding)
         if self._repair and drifted:
             self._mend([one.key for one in drifted])
-        self._note(due, examined)
+        self._note(due, examined, now)
         if due and not examined:
             raise IncompleteRoundError(f"{len(due)} looks could not be done")
         return False
 
     def purge(self) -> bool:
         """Forget looks of more than a week ago; return True if there may be more."""
-        before = self._now() - _KEEP
         deadline = Deadline.after(_AURORA_SECONDS)
+        before = self._entities.time(deadline) - _KEEP
         return self._verifications.purge(before, _PURGED_AT_A_TIME, deadline) == _PURGED_AT_A_TIME
 
     def _take(self, now: datetime) -> None:
@@ -206,12 +206,13 @@ class Verifier:
         except (StoreError, DeadlineExceededError):
             return {}
 
-    def _note(self, due: Collection[_Due], examined: Mapping[EntityKey, Examined]) -> None:
+    def _note(
+        self, due: Collection[_Due], examined: Mapping[EntityKey, Examined], now: datetime
+    ) -> None:
         """Note the looks that decided something; of several at a key the one of the latest age."""
-        time = self._now()
         looks = {
             look.key: Verified(
-                look.key, look.age, one.version, time, tuple(each.drift for each in one.findings)
+                look.key, look.age, one.version, now, tuple(each.drift for each in one.findings)
             )
             for look in due
             if (one := examined.get(look.key)) and (one.is_decided or one.findings)
@@ -252,23 +253,20 @@ def _tell(finding: Finding) -> None:
 
     While a kind moves to another projection version all of its entities may lack that.
     """
-    tell = _log.error if finding.drift.misleads else _log.warning
+    fields = {
+        "kind": finding.key.kind,
+        "key_digest": key_digest(finding.key),
+        "drift": finding.drift.value,
+        "expected_version": finding.expected_version,
+        "found_version": finding.found_version,
+        "differences": [f"{each.path}: {each.departure.value}" for each in finding.differences],
+    }
     if finding.drift is Drift.PROJECTION_VERSION_MISSING:
-        tell = _log.debug
-    tell(
-        "stores do not agree",
-        kind=finding.key.kind,
-        key_digest=key_digest(finding.key),
-        drift=finding.drift.value,
-        expected_version=finding.expected_version,
-        found_version=finding.found_version,
-        differences=[f"{each.path}: {each.departure.value}" for each in finding.differences],
-    )
-
-
-def key_digest(key: EntityKey) -> str:
-    """Return what names a key in the log: ids may be of people."""
-    return blake2b(str(key).encode(), digest_size=_DIGEST_BYTES).hexdigest()
+        _log.debug("stores do not agree", **fields)
+    elif finding.drift.misleads:
+        _log.error("stores do not agree", **fields)
+    else:
+        _log.warning("stores do not agree", **fields)
 
 
 def _time(save: SavedVersion) -> datetime:

@@ -122,6 +122,8 @@ SELECT current_setting('transaction_read_only'),
 _PLAN_ALL: Final = "EXPLAIN (FORMAT JSON) SELECT FROM duostore.entity"
 _PLAN_KIND: Final = "EXPLAIN (FORMAT JSON) SELECT FROM duostore.entity WHERE kind = %s"
 
+_TIME: Final = "SELECT current_setting('transaction_read_only'), clock_timestamp()"
+
 _SAVED: Final = """
 SELECT current_setting('transaction_read_only'), tenant, kind, entity_id, version, time
 FROM (VALUES (1)) AS one
@@ -207,6 +209,11 @@ class AuroraEntities:
         query, given = (_PLAN_KIND, (kind,)) if kind else (_PLAN_ALL, ())
         (((plan,),),) = self._pool.execute(query, given, deadline)
         return int(plan["Plan"]["Plan Rows"])
+
+    def time(self, deadline: Deadline) -> datetime:
+        ((_, now),) = self._pool.ask_writer(_TIME, (), deadline)
+        time: datetime = now.astimezone(UTC)
+        return time
 
     def saved(
         self, since: datetime, until: datetime, limit: int, deadline: Deadline

@@ -55,7 +55,8 @@ FROM duostore.outbox
 
 
 _FIND: Final = """
-SELECT current_setting('transaction_read_only'), n, o.id, o.create_time, o.due_time
+SELECT current_setting('transaction_read_only'), n, o.id, o.create_time, o.due_time,
+    greatest(interval '0', clock_timestamp() - o.create_time)
 FROM (VALUES (1)) AS one
 LEFT JOIN (
     unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS k (tenant, kind, entity_id, n)
@@ -110,9 +111,9 @@ class AuroraOutbox:
         rows = self._pool.ask_writer(_FIND, _columns(ordered), deadline)
         return {
             ordered[n - 1]: PendingChange(
-                id_, create_time.astimezone(UTC), due_time.astimezone(UTC)
+                id_, create_time.astimezone(UTC), due_time.astimezone(UTC), age
             )
-            for _, n, id_, create_time, due_time in rows
+            for _, n, id_, create_time, due_time, age in rows
             if n is not None
         }
 
