@@ -36,7 +36,7 @@ class _DriftKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DriftKind.V
     DRIFT_KIND_PROJECTION_NEWER: _DriftKind.ValueType  # 2
     """DynamoDB has a version that Aurora does not have yet, or any more."""
     DRIFT_KIND_PROJECTION_MISSING: _DriftKind.ValueType  # 3
-    """DynamoDB has nothing."""
+    """DynamoDB has nothing, or an older version that has to be read from Aurora."""
     DRIFT_KIND_PROJECTION_CONTENT: _DriftKind.ValueType  # 4
     """DynamoDB has the same version with another content."""
     DRIFT_KIND_PROJECTION_UNREADABLE: _DriftKind.ValueType  # 5
@@ -66,7 +66,7 @@ DRIFT_KIND_PROJECTION_OLDER: DriftKind.ValueType  # 1
 DRIFT_KIND_PROJECTION_NEWER: DriftKind.ValueType  # 2
 """DynamoDB has a version that Aurora does not have yet, or any more."""
 DRIFT_KIND_PROJECTION_MISSING: DriftKind.ValueType  # 3
-"""DynamoDB has nothing."""
+"""DynamoDB has nothing, or an older version that has to be read from Aurora."""
 DRIFT_KIND_PROJECTION_CONTENT: DriftKind.ValueType  # 4
 """DynamoDB has the same version with another content."""
 DRIFT_KIND_PROJECTION_UNREADABLE: DriftKind.ValueType  # 5
@@ -427,7 +427,9 @@ class Difference(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     DIFFERENCE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """From the top of the document, such as `author.name` or `tags[2]`."""
+    """From the top of the document, such as `author.name` or `tags[2]`. What is
+    around the document begins with `@`, such as `@update_time`.
+    """
     difference: _builtins.str
     """What is wrong there: missing, extra, type or value."""
     def __init__(
