@@ -29,8 +29,8 @@ operate.register(app)
 
 
 def duostore(*arguments: str, stdin: bytes | str | None = None, **env: str) -> Result:
-    """Run a command in this process."""
-    return CliRunner().invoke(app, arguments, input=stdin, env=env)
+    """Run a command in this process, which may have been told how wide its terminal is."""
+    return CliRunner().invoke(app, arguments, input=stdin, env={"COLUMNS": None, **env})
 
 
 def start(*arguments: str, before: str = "") -> subprocess.Popen[str]:
