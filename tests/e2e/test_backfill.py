@@ -51,9 +51,6 @@ open = true
 [backfill]
 workers = {WORKERS}
 batch = {BATCH}
-[verifier]
-saves = 0
-rows = 0
 [kinds.{KIND}]
 projection_version = 2
 transforms = {{ 2 = "note_2.jmespath" }}

@@ -71,6 +71,7 @@ def watched(
             prefix="dashboard_",
             node=memcached.address,
             kinds=example_kinds(),
+            verifier=True,
         ) as service,
         running(
             PrometheusServer(

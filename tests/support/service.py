@@ -66,6 +66,11 @@ level = "info"
 format = "json"
 {kinds}
 """
+_NO_VERIFIER = """
+[verifier]
+saves = 0
+rows = 0
+"""
 # What tests call for, unless they bring kinds of their own.
 _KINDS = """
 [kinds.proposal]
@@ -93,10 +98,12 @@ class Service:
         sql: Mapping[str, str] = MappingProxyType({}),
         cache_timeout: str = "100ms",
         dynamodb_timeout: str = "800ms",
+        verifier: bool = False,
     ) -> None:
         """``kinds`` are the tables of the configuration that say which kinds there are.
 
-        ``sql`` are the files that it names.
+        ``sql`` are the files that it names. Without the ``verifier`` nobody reads the stores, or
+        writes to them, but who is told to.
         """
         self.port = free_port()
         self.metrics_port = free_port()
@@ -115,7 +122,7 @@ class Service:
                 node=node,
                 cache_timeout=cache_timeout,
                 dynamodb_timeout=dynamodb_timeout,
-                kinds=kinds,
+                kinds=kinds if verifier else kinds + _NO_VERIFIER,
             )
         )
         for name, text in sql.items():
