@@ -47,7 +47,7 @@ def consistency(
     settings: Settings, stores: Stores, now: InForce, pauses: Sequence[float] = PAUSES
 ) -> Consistency:
     """Return what looks at the stores beside the calls; ``pauses`` are those between looks."""
-    judge = Judge(now.shapes, codec.decode, codec.head_entity)
+    judge = Judge(now.shapes, codec.decode, codec.head_entity, stores.items.fits)
     examining = Examining(
         authority=stores.authority,
         items=stores.items,
@@ -81,11 +81,13 @@ def admin_of(
     policies = policies_of(settings)
     looks = consistency(settings, stores, now)
     backfilling = Backfilling(stores.backfills, policies, pause=time.sleep, clock=time.monotonic)
+    controlling = Controlling(stores.controls, now.controls, policies)
     reporting = Reporting(
         release=version("duostore-server"),
         start_time=utc_now(),
         outbox=stores.outbox,
-        read_only=now.controls.read_only,
+        read_only=controlling.read_only,
+        in_force=now.controls.read_only,
         backfills=backfilling.unfinished,
         figures=figures,
     )
@@ -121,7 +123,7 @@ def admin_of(
             clock=time.monotonic,
         ),
         backfilling=backfilling,
-        controlling=Controlling(stores.controls, now.controls, policies),
+        controlling=controlling,
         reporting=reporting,
     )
     return admin, reporting

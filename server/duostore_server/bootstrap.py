@@ -16,7 +16,7 @@ from duostore_server.admin_use_cases import admin_of, permission_of
 from duostore_server.background_work import loop
 from duostore_server.config import quotas as quotas_of
 from duostore_server.config import read_models as read_models_of
-from duostore_server.domain.errors import Store, StoreError
+from duostore_server.domain.errors import DeadlineExceededError, Store, StoreError
 from duostore_server.in_force import CONTROLS_EVERY_SECONDS
 from duostore_server.rpc.chain import CallChain
 from duostore_server.rpc.health import HealthMonitor
@@ -127,6 +127,8 @@ _FAN_OUT_CONNECTIONS: Final = 4
 _OPERATING_SECONDS: Final = 10.0
 _OPERATING_CONNECTIONS: Final = 4
 _OPERATING_WAITING: Final = 32
+# What sets them waits beside what reads them.
+_CONTROLS_WAITING: Final = 8
 _POOLS_EVERY_SECONDS: Final = 5.0
 # One slow answer is not an outage; these many in a row, with none in between, are.
 _DYNAMODB_TOLERANCE: Final = 3
@@ -218,7 +220,11 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
                 statement_timeout=_OPERATING_SECONDS,
             )
         )
-        pools = (pool, fan_out_pool, operating_pool)
+        # Read-only mode waits for nobody: neither for callers nor for a backfill.
+        controls_pool = stack.enter_context(
+            _aurora_pool(settings, "aurora-controls", most=1, waiting=_CONTROLS_WAITING)
+        )
+        pools = (pool, fan_out_pool, operating_pool, controls_pool)
         # What one port finds out of DynamoDB holds for the others.
         guard = Guard(_dynamodb_backoff())
         yield Stores(
@@ -227,7 +233,7 @@ def open_stores(settings: Settings, metrics: Metrics) -> Iterator[Stores]:
             rows=ObservedIdempotencyRows(AuroraIdempotency(pool), metrics),
             drafts=ObservedDrafts(AuroraDrafts(pool), metrics),
             limits=ObservedLimits(AuroraLimits(pool), metrics),
-            controls=ObservedControls(AuroraControls(operating_pool), metrics),
+            controls=ObservedControls(AuroraControls(controls_pool), metrics),
             entities=ObservedEntities(AuroraEntities(operating_pool), metrics),
             verifications=ObservedVerifications(AuroraVerifications(operating_pool), metrics),
             backfills=ObservedBackfills(AuroraBackfills(operating_pool), metrics),
@@ -289,11 +295,9 @@ def serving(
         for name, work in (("completer", completer), ("recorder", recorder)):
             stack.callback(work.finish)
             stack.enter_context(loop(name, work.run_once, _DEFERRED_EVERY_SECONDS, metrics))
-        for name, refresh, rest in (
-            ("controls", now.controls.refresh, CONTROLS_EVERY_SECONDS),
-            ("pools", stores.show_pools, _POOLS_EVERY_SECONDS),
-        ):
-            stack.enter_context(loop(name, refresh, rest, metrics))
+        for name, refresh in now.works.items():
+            stack.enter_context(loop(name, refresh, CONTROLS_EVERY_SECONDS, metrics))
+        stack.enter_context(loop("pools", stores.show_pools, _POOLS_EVERY_SECONDS, metrics))
         if settings.quotas:
             _refresh_once(limits)
             stack.enter_context(loop("limits", limits.refresh, _LIMITS_EVERY_SECONDS, metrics))
@@ -337,7 +341,7 @@ def _refresh_once(limits: LimitsInForce) -> None:
     """Know the limits that are set at run time before the first call, if Aurora is there."""
     try:
         limits.refresh()
-    except StoreError as error:
+    except (StoreError, DeadlineExceededError) as error:
         _log.warning("limits not read, aurora cannot be reached", cause=cause_of(error))
 
 

@@ -7,7 +7,7 @@ import threading
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -36,6 +36,7 @@ from duostore_server.telemetry.slo import EVERY_SECONDS, SloWatch
 from duostore_server.telemetry.tracing import traced
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable
     from pathlib import Path
 
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from duostore_server.config import Settings
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.ports import Probe
+
+# How soon `duostore dev` notices that one of its stores has died.
+_LOOK_SECONDS: Final = 0.5
 
 _log = structlog.get_logger(__name__)
 
@@ -137,23 +141,23 @@ def run_background(settings: Settings) -> None:
         stack.enter_context(traced("background"))
         stores = stack.enter_context(bootstrap.open_stores(settings, metrics))
         now = in_force(settings, stores.controls, metrics)
-        controls = now.controls.refresh
-        stack.enter_context(
-            background_work.loop("controls", controls, CONTROLS_EVERY_SECONDS, metrics)
-        )
+        for name, work in now.works.items():
+            stack.enter_context(background_work.loop(name, work, CONTROLS_EVERY_SECONDS, metrics))
         stack.enter_context(background_work.background(settings, stores, metrics, now))
         _log.info("projecting")
         stop.wait()
 
 
-def run_dev(settings: Settings, data: Path, ready: Callable[[], None]) -> None:
-    """Run a whole deployment in this process until a signal ends it.
+def run_dev(settings: Settings, data: Path, ready: Callable[[str], None]) -> signal.Signals:
+    """Run a whole deployment in this process until a signal ends it, and return that.
 
     PostgreSQL keeps its data below ``data``; DynamoDB and the cache are in memory.
-    ``ready`` is called once calls are answered.
+    ``ready`` is called once calls are answered, with the URL at which DynamoDB is. Raises
+    ``EmbeddedStoreDiedError`` when one of the two servers has died.
     """
     stop = threading.Event()
-    stop_on_signals(stop)
+    received: list[signal.Signals] = []
+    stop_on_signals(stop, noted=received.append)
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     with ExitStack() as stack:
@@ -177,5 +181,8 @@ def run_dev(settings: Settings, data: Path, ready: Callable[[], None]) -> None:
         stack.enter_context(background_work.loop("objectives", watch.look, EVERY_SECONDS, metrics))
         stack.enter_context(background_work.background(settings, stores, metrics, now))
         stack.enter_context(bootstrap.serving(settings, stores, metrics, now, watch.figures))
-        ready()
-        stop.wait()
+        ready(dynamodb.endpoint_url)
+        while not stop.wait(_LOOK_SECONDS):
+            postgres.check()
+            dynamodb.check()
+    return received[0]

@@ -22,16 +22,25 @@ def _nothing() -> None:
     pass
 
 
-def stop_on_signals(stop: threading.Event, *, at_once: Callable[[], None] = _nothing) -> None:
+def _unnoted(_signum: signal.Signals) -> None:
+    pass
+
+
+def stop_on_signals(
+    stop: threading.Event,
+    *,
+    at_once: Callable[[], None] = _nothing,
+    noted: Callable[[signal.Signals], None] = _unnoted,
+) -> None:
     """Set ``stop`` on SIGTERM and SIGINT; at the second signal end at once.
 
-    ``at_once`` is called before that end, on a thread of its own. Call this on the main
-    thread, once in a process.
+    ``noted`` is told the first signal before ``stop`` is set; ``at_once`` is called before that
+    end. Both on a thread of its own. Call this on the main thread, once in a process.
     """
     arriving = _arriving(signal.SIGTERM, signal.SIGINT)
 
     def watch() -> None:
-        next(arriving)
+        noted(signal.Signals(next(arriving)))
         stop.set()
         signum = next(arriving)
         try:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from duostore_server.access.limits import LimitsInForce
     from duostore_server.bootstrap import Stores
     from duostore_server.config import Settings
+    from duostore_server.domain.entities import OutboxRow
     from duostore_server.domain.ports import Notes
     from duostore_server.domain.transactions import Idempotency, Recorded
     from duostore_server.in_force import InForce
@@ -142,7 +143,7 @@ def data_access(
     quoting: Quoting,
     now: InForce,
     *,
-    completions: Notes[int],
+    completions: Notes[OutboxRow],
     answers: Notes[tuple[Idempotency, Recorded]],
 ) -> DataAccess:
     """Return the servicer on its use cases."""
@@ -158,7 +159,7 @@ def data_access(
         cache=stores.cache,
         policies=policies,
         checks=checks,
-        shape_of=now.shapes.to_read,
+        shapes_of=now.shapes.readable,
         flights=Flights(),
         pauses=lease_pauses(settings.cache.lease_wait),
         pause=time.sleep,

@@ -247,9 +247,7 @@ def test_a_refused_write_leaves_nothing(engine: Engine) -> None:
 def test_a_write_and_its_outbox_row_are_one(engine: Engine) -> None:
     change = Change(KEY, {}, None, timedelta())
     (written,) = engine.authority.write(write_of(change), soon()).written
-    assert [(row.id, row.key) for row in engine.outbox.claim(10, soon())] == [
-        (written.outbox_id, KEY)
-    ]
+    assert [(row.id, row.key) for row in engine.outbox.claim(10, soon())] == [(written.row.id, KEY)]
 
 
 def test_create_time_is_kept_until_the_entity_is_created_anew(engine: Engine) -> None:

@@ -107,10 +107,10 @@ def test_all_are_applied_and_answered_in_the_order_of_the_request(engine: Engine
 
 def test_each_change_leaves_its_outbox_row_and_a_check_none(engine: Engine) -> None:
     write(engine, save("b", {}))
-    engine.outbox.complete([row.id for row in engine.outbox.claim(9, soon())], soon())
+    engine.outbox.complete(engine.outbox.claim(9, soon()), soon())
     committed = write(engine, save("c", {}), Check(key("b"), 1), save("a", {}))
     rows = {row.key: row.id for row in engine.outbox.claim(9, soon())}
-    assert rows == {written.entity.key: written.outbox_id for written in committed.written}
+    assert rows == {written.entity.key: written.row.id for written in committed.written}
     assert set(rows) == {key("a"), key("c")}
 
 

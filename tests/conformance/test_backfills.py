@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from duostore_server.domain.backfills import MAX_PARTS, Backfill, BackfillPart, BackfillState, Batch
+from duostore_server.domain.backfills import (
+    MAX_PARTS,
+    Advanced,
+    Backfill,
+    BackfillPart,
+    BackfillState,
+    Batch,
+)
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.errors import DeadlineExceededError, StoreUnavailableError
 from duostore_server.domain.keys import EntityKey
@@ -84,9 +91,16 @@ class Engine:
     def advance(
         self, part: BackfillPart, last: object | None, done: int = 0
     ) -> BackfillPart | None:
-        """Advance a part to a key of one tenant, or to its end."""
+        """Advance a part to a key of one tenant, or to its end; return it if it goes on."""
+        return self.note(part, last, done).part
+
+    def note(self, part: BackfillPart, last: object | None, done: int = 0) -> Advanced:
+        """Do the same, and return what became of it."""
         key = None if last is None else EntityKey("t1", part.kind, str(last))
         return self.backfills.advance(part, Batch(key, done, done // 2, done // 3), soon())
+
+    def hold(self, part: BackfillPart) -> BackfillPart | None:
+        return self.backfills.hold(part, soon())
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +313,7 @@ def test_a_part_goes_on_from_its_checkpoint(engine: Engine) -> None:
     # A page may end between two tenants.
     between = EntityKey("t2", "a", "")
     moved = engine.backfills.advance(again, Batch(between, 0, 0, 0), soon())
-    assert moved == replace(again, after=between)
+    assert moved == Advanced(is_counted=True, part=replace(again, after=between))
     engine.elapse(20)
     (last,) = engine.claim()
     assert last.after == between
@@ -313,19 +327,69 @@ def test_a_batch_counts_once_however_often_it_is_told(engine: Engine) -> None:
     assert first is not None
     for _ in range(3):
         engine.elapse(9)
-        assert engine.advance(part, 1, 6) == first
+        assert engine.note(part, 1, 6) == Advanced(is_counted=True, part=first)
     assert counts(engine.find()) == (6, 3, 2)
     # And holds the part for as long again, as it would the first time.
     assert [found.number for found in engine.claim()] == [other.number]
     second = engine.advance(first, 2, 6)
     assert second is not None
     # What is further behind is another's, or a mistake.
-    assert engine.advance(part, 1, 6) is None
+    assert engine.note(part, 1, 6) == Advanced(is_counted=False, part=None)
     assert counts(engine.find()) == (12, 6, 4)
     for _ in range(3):
-        assert engine.advance(second, None, 6) is None
+        assert engine.note(second, None, 6) == Advanced(is_counted=True, part=None)
     found = engine.find()
     assert (counts(found), found.parts_done, found.state) == ((18, 9, 6), 1, RUNNING)
+
+
+def test_of_a_batch_of_which_the_answer_was_lost_it_is_told_that_it_counts_whatever_came_after(
+    engine: Engine,
+) -> None:
+    engine.fill("a", 1, 50)
+    engine.start(parts=1)
+    (part,) = engine.claim()
+    assert engine.note(part, 1, 6).part is not None
+    engine.move(PAUSED)
+    assert engine.note(part, 1, 6) == Advanced(is_counted=True, part=None)
+    engine.start()
+    engine.elapse(20)
+    (again,) = engine.claim()
+    # Another's by now, who may have come to the same place by doing it again.
+    assert engine.note(part, 1, 6) == Advanced(is_counted=False, part=None)
+    assert engine.note(replace(again, after=part.after), None, 6).is_counted is False
+    assert counts(engine.find()) == (6, 3, 2)
+
+
+def test_a_part_is_held_where_it_is_and_as_long_as_it_is_ones_own(engine: Engine) -> None:
+    engine.fill("a", 1, 50)
+    engine.start(parts=2, rate=100)
+    first, second = engine.claim()
+    before = engine.find()
+    for _ in range(3):
+        engine.elapse(9)
+        assert engine.hold(first) == first
+        assert engine.hold(second) == second
+    assert engine.find() == before
+    assert engine.claim() == []
+    advanced = engine.advance(first, 1, 6)
+    assert advanced is not None
+    assert engine.hold(first) is None
+    assert engine.hold(advanced) == advanced
+    # Also after the claim has run out, if nobody has taken the part.
+    engine.elapse(20)
+    assert engine.hold(advanced) == replace(advanced, rate=100.0)
+    (again,) = engine.claim()
+    assert again.number == second.number
+    assert engine.hold(second) is None
+    engine.start(rate=70)
+    assert engine.hold(again) == replace(again, rate=35.0)
+    engine.move(PAUSED)
+    assert engine.hold(again) is None
+    engine.start()
+    engine.advance(again, None)
+    assert engine.hold(again) is None
+    engine.move(CANCELLED)
+    assert engine.hold(advanced) is None
 
 
 def test_with_the_last_part_it_is_done(engine: Engine) -> None:
@@ -347,22 +411,35 @@ def test_with_the_last_part_it_is_done(engine: Engine) -> None:
     assert engine.find() == again
 
 
-def test_the_rate_is_shared_by_the_parts_that_are_not_done(engine: Engine) -> None:
+def test_the_rate_is_shared_by_the_parts_that_are_claimed(engine: Engine) -> None:
     engine.fill("a", 1, 50)
+    engine.fill("b", 1, 50)
+    engine.start("b", parts=4, rate=7)
+    engine.claim(kinds=["b"])
     engine.start(parts=4, rate=120)
-    parts = list(engine.claim())
-    assert [part.rate for part in parts] == [30.0] * 4
-    engine.advance(parts.pop(), None)
-    part = engine.advance(parts[0], 0)
-    assert part is not None
-    assert part.rate == 40.0
-    engine.advance(parts.pop(), None)
-    engine.start(rate=50)
-    part = engine.advance(part, 1)
-    assert part is not None
-    assert part.rate == 25.0
+    (part,) = engine.claim(1)
+    assert part.rate == 120.0
+    others = list(engine.claim(2))
+    assert [other.rate for other in others] == [40.0] * 2
+    advanced = engine.advance(part, 0)
+    assert advanced is not None
+    assert advanced.rate == 40.0
+    (last,) = engine.claim()
+    assert last.rate == 30.0
+    # Those that have ended do not count,
+    engine.advance(last, None)
+    engine.start(rate=60)
+    advanced = engine.advance(advanced, 1)
+    assert advanced is not None
+    assert advanced.rate == 20.0
+    # nor do those whose claims have run out.
     engine.elapse(20)
-    assert [again.rate for again in engine.claim()] == [25.0, 25.0]
+    advanced = engine.advance(advanced, 2)
+    assert advanced is not None
+    assert advanced.rate == 60.0
+    assert [again.rate for again in engine.claim(1)] == [30.0]
+    assert [again.rate for again in engine.claim()] == [20.0]
+    assert engine.hold(advanced) == replace(advanced, rate=20.0)
 
 
 def test_no_rate_is_no_bound(engine: Engine) -> None:
@@ -484,9 +561,25 @@ class Crash(Exception):  # noqa: N818 - nothing is wrong: it is what is tested
     """A process dies."""
 
 
-def work_off(engine: Engine, rng: random.Random, backfills: AuroraBackfills) -> Counter[EntityKey]:
-    """Do all of a backfill with processes that die and lose answers; return what was looked at."""
+def tell(
+    backfills: AuroraBackfills, part: BackfillPart, batch: Batch, die: random.Random
+) -> list[Advanced]:
+    """Note a batch, and again each time that the answer is lost."""
+    told = [backfills.advance(part, batch, soon())]
+    while die.random() < 0.1:
+        told.append(backfills.advance(part, batch, soon()))
+    return told
+
+
+def work_off(
+    engine: Engine, rng: random.Random, backfills: AuroraBackfills
+) -> tuple[Counter[EntityKey], int]:
+    """Do all of a backfill with processes that die and lose answers.
+
+    Returns what was looked at, and how many entities were told to count.
+    """
     looked_at: Counter[EntityKey] = Counter()
+    counted: list[int] = []
     guard = threading.Lock()
     dice = [random.Random(rng.random()) for _ in range(THREADS)]
 
@@ -497,12 +590,13 @@ def work_off(engine: Engine, rng: random.Random, backfills: AuroraBackfills) -> 
         if die.random() < 0.1:
             raise Crash
         done = Batch(page.last, len(page.entities), 0, 0)
-        advanced = backfills.advance(part, done, soon())
-        while die.random() < 0.1:
-            advanced = backfills.advance(part, done, soon())
+        told = tell(backfills, part, done, die)
+        if any(advanced.is_counted for advanced in told):
+            with guard:
+                counted.append(done.done)
         if die.random() < 0.1:
             raise Crash
-        return advanced
+        return told[-1].part
 
     def worker(n: int) -> None:
         while engine.find().state is RUNNING:
@@ -516,17 +610,17 @@ def work_off(engine: Engine, rng: random.Random, backfills: AuroraBackfills) -> 
                     engine.elapse(20)
 
     together(worker)
-    return looked_at
+    return looked_at, sum(counted)
 
 
 def test_processes_die_and_each_entity_is_counted_once(engine: Engine) -> None:
     engine.fill("a", 5, 200)
     engine.fill("z", 5, 200)
     engine.start(parts=6)
-    looked_at = work_off(engine, random.Random(3), engine.backfills)
+    looked_at, counted = work_off(engine, random.Random(3), engine.backfills)
     found = engine.find()
     assert (found.state, found.parts_done) == (DONE, 6)
-    assert found.done == len(looked_at) == 1000
+    assert found.done == counted == len(looked_at) == 1000
     # It was not for want of trouble.
     assert max(looked_at.values()) > 1
 
@@ -534,7 +628,7 @@ def test_processes_die_and_each_entity_is_counted_once(engine: Engine) -> None:
 class CountsEachAnswer(AuroraBackfills):
     """The mutant that minds the claim alone."""
 
-    def advance(self, part: BackfillPart, batch: Batch, deadline: Deadline) -> BackfillPart | None:
+    def advance(self, part: BackfillPart, batch: Batch, deadline: Deadline) -> Advanced:
         with psycopg.connect(self.dsn) as connection:
             rows = connection.execute(
                 "UPDATE duostore.backfill_part SET done = done + %s"
@@ -543,7 +637,7 @@ class CountsEachAnswer(AuroraBackfills):
                 (batch.done, part.backfill, part.number, part.claim),
             ).fetchall()
         advanced = super().advance(part, replace(batch, done=0), deadline)
-        return advanced if rows else None
+        return advanced if rows else Advanced(is_counted=False, part=None)
 
     dsn = ""
 
@@ -555,7 +649,7 @@ def test_one_that_minds_the_claim_alone_counts_twice(
     mutant.dsn = engine.dsn
     engine.fill("a", 5, 200)
     engine.start(parts=6)
-    looked_at = work_off(engine, random.Random(3), mutant)
+    looked_at, _ = work_off(engine, random.Random(3), mutant)
     assert engine.find().done > len(looked_at) == 1000
 
 
@@ -575,7 +669,7 @@ def test_while_parts_end_it_is_paused_and_goes_on(engine: Engine) -> None:
                 while part is not None:
                     page = engine.entities.page("a", part.after, part.until, 7, soon())
                     batch = Batch(page.last, len(page.entities), 0, 0)
-                    part = engine.backfills.advance(part, batch, soon())
+                    part = engine.backfills.advance(part, batch, soon()).part
 
     together(work, 4)
     with psycopg.connect(engine.dsn) as connection:
@@ -599,6 +693,7 @@ def test_a_deadline_that_passed_stops_a_call_before_it_begins(engine: Engine) ->
         lambda: backfills.find("a", over),
         lambda: backfills.unfinished(over),
         lambda: backfills.claim(["a"], 1, over),
+        lambda: backfills.hold(part, over),
         lambda: backfills.advance(part, Batch(None, 1, 0, 0), over),
     ):
         with pytest.raises(DeadlineExceededError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.entities import Backlog
+from duostore_server.domain.entities import Backlog, OutboxRow
 from duostore_server.domain.errors import DeadlineExceededError
 from duostore_server.domain.keys import EntityKey
 from duostore_server.domain.transactions import Change
@@ -55,9 +55,9 @@ def key(number: int) -> EntityKey:
     return EntityKey("acme", "proposal", f"p-{number}")
 
 
-def save(engine: Engine, number: int, due_after: timedelta = AT_ONCE) -> int:
+def save(engine: Engine, number: int, due_after: timedelta = AT_ONCE) -> OutboxRow:
     change = Change(key(number), {}, None, due_after)
-    return engine.authority.write(write_of(change), soon()).written[0].outbox_id
+    return engine.authority.write(write_of(change), soon()).written[0].row
 
 
 def claim(engine: Engine, limit: int = 100) -> list[EntityKey]:
@@ -87,9 +87,7 @@ def test_a_deletion_is_an_obligation_too(engine: Engine) -> None:
     change = Change(key(1), None, None, AT_ONCE)
     (tombstone,) = engine.authority.write(write_of(change), soon()).written
     engine.outbox.complete([first], soon())
-    assert [(r.id, r.key) for r in engine.outbox.claim(9, soon())] == [
-        (tombstone.outbox_id, key(1))
-    ]
+    assert engine.outbox.claim(9, soon()) == [tombstone.row]
 
 
 def test_the_oldest_are_claimed_first(engine: Engine) -> None:
@@ -103,7 +101,7 @@ def test_the_oldest_are_claimed_first(engine: Engine) -> None:
 def test_a_claimed_row_is_given_to_nobody_until_the_claim_runs_out(engine: Engine) -> None:
     saved = save(engine, 1)
     (claimed,) = engine.outbox.claim(1, soon())
-    assert claimed.id == saved
+    assert claimed == saved
     assert claim(engine) == []
     engine.elapse(2)
     assert claim(engine) == []
@@ -112,20 +110,20 @@ def test_a_claimed_row_is_given_to_nobody_until_the_claim_runs_out(engine: Engin
 
 
 def test_a_completed_row_is_gone(engine: Engine) -> None:
-    ids = [save(engine, number) for number in range(5)]
-    engine.outbox.complete(ids[:3], soon())
-    engine.outbox.complete(ids[:3], soon())
+    rows = [save(engine, number) for number in range(5)]
+    engine.outbox.complete(rows[:3], soon())
+    engine.outbox.complete(rows[:3], soon())
     engine.outbox.complete([], soon())
     assert depth(engine) == 2
-    assert sorted(row.id for row in engine.outbox.claim(9, soon())) == ids[3:]
-    engine.outbox.complete(ids, soon())
+    assert sorted(engine.outbox.claim(9, soon()), key=lambda row: row.id) == rows[3:]
+    engine.outbox.complete(rows, soon())
     engine.elapse(3600)
     assert claim(engine) == []
     assert depth(engine) == 0
 
 
 def test_a_key_has_one_row_with_an_id_of_its_newest_change(engine: Engine) -> None:
-    ids = [save(engine, 1) for _ in range(5)]
+    ids = [save(engine, 1).id for _ in range(5)]
     assert ids == sorted(set(ids))
     assert depth(engine) == 1
     (row,) = engine.outbox.claim(9, soon())
@@ -135,7 +133,9 @@ def test_a_key_has_one_row_with_an_id_of_its_newest_change(engine: Engine) -> No
 def test_completing_an_older_id_takes_nothing_away(engine: Engine) -> None:
     older = save(engine, 1)
     newer = save(engine, 1)
-    engine.outbox.complete([older, older - 1, 10**15], soon())
+    unknown = [replace(older, id=id_) for id_ in (older.id - 1, 10**15)]
+    engine.outbox.complete([older, *unknown[:1]], soon())
+    engine.outbox.complete(unknown[1:], soon())
     assert depth(engine) == 1
     engine.outbox.complete([newer], soon())
     assert depth(engine) == 0
@@ -145,11 +145,11 @@ def test_a_change_during_a_claim_is_taken_up_although_the_claimer_completes(engi
     save(engine, 1)
     (claimed,) = engine.outbox.claim(1, soon())
     newer = save(engine, 1, IN_A_SECOND)
-    engine.outbox.complete([claimed.id], soon())
+    engine.outbox.complete([claimed], soon())
     assert claim(engine) == []
     # By its own time, not when the claim would have run out.
     engine.elapse(1.5)
-    assert [row.id for row in engine.outbox.claim(1, soon())] == [newer]
+    assert engine.outbox.claim(1, soon()) == [newer]
 
 
 def test_a_key_that_is_saved_again_and_again_falls_due_all_the_same(engine: Engine) -> None:
@@ -159,7 +159,7 @@ def test_a_key_that_is_saved_again_and_again_falls_due_all_the_same(engine: Engi
     assert claim(engine) == []
     engine.elapse(0.6)
     newest = save(engine, 1, IN_A_SECOND)
-    assert [row.id for row in engine.outbox.claim(1, soon())] == [newest]
+    assert engine.outbox.claim(1, soon()) == [newest]
 
 
 def test_a_key_that_is_to_be_projected_at_once_does_not_wait_for_its_older_row(
@@ -180,17 +180,108 @@ def test_the_backlog_is_as_old_as_its_oldest_change(engine: Engine) -> None:
     assert backlog.depth == 2
     assert 110 <= backlog.oldest_seconds < 140
     for row in engine.outbox.claim(9, soon()):
-        if row.id != second:
-            engine.outbox.complete([row.id], soon())
+        if row != second:
+            engine.outbox.complete([row], soon())
     # Claiming makes a row no younger.
     backlog = engine.outbox.backlog(soon())
     assert backlog.depth == 1
     assert 10 <= backlog.oldest_seconds < 40
 
 
+def age(engine: Engine) -> float:
+    return engine.outbox.backlog(soon()).oldest_seconds
+
+
+def elapsed(engine: Engine, seconds: float, row: OutboxRow) -> OutboxRow:
+    """Let everything be so much older; return a row as who took it holds it."""
+    engine.elapse(seconds)
+    if engine.moves_rows:
+        return replace(row, as_of=row.as_of - timedelta(seconds=seconds))
+    return row
+
+
+def saved_during_its_projection(engine: Engine, *, claims: bool) -> tuple[OutboxRow, OutboxRow]:
+    """Let a projection begin at once, a change be committed 20 s after, and 30 s go by.
+
+    Return the row that is to be completed, and that of the change.
+    """
+    row = save(engine, 1)
+    engine.elapse(100)
+    if claims:
+        (row,) = engine.outbox.claim(1, soon())
+    else:
+        row = save(engine, 1)
+    row = elapsed(engine, 20, row)
+    newer = save(engine, 1, IN_AN_HOUR)
+    assert age(engine) >= 120
+    return elapsed(engine, 30, row), newer
+
+
+@pytest.mark.parametrize("claims", [True, False], ids=["a projector", "a saver"])
+def test_what_was_brought_makes_a_row_no_older_than_what_was_committed_since(
+    engine: Engine, *, claims: bool
+) -> None:
+    row, _ = saved_during_its_projection(engine, claims=claims)
+    engine.outbox.complete([row], soon())
+    assert depth(engine) == 1
+    # Since the projection began: the change was committed after that, and has waited for 30 s.
+    assert 50 <= age(engine) < 80
+
+
+def test_an_obligation_that_is_completed_makes_a_newer_row_as_old_as_itself(
+    engine: Engine,
+) -> None:
+    save(engine, 1, IN_AN_HOUR)
+    engine.elapse(100)
+    (row,) = engine.outbox.oblige([key(1)], AT_ONCE, soon())
+    row = elapsed(engine, 20, row)
+    save(engine, 1)
+    engine.outbox.complete([row], soon())
+    assert 20 <= age(engine) < 50
+
+
+def test_a_row_that_is_never_brought_grows_older_whatever_completes_before(
+    engine: Engine,
+) -> None:
+    """Completions of what it has overtaken may come late and again and again."""
+    row, newer = saved_during_its_projection(engine, claims=True)
+    for _ in range(3):
+        engine.outbox.complete([row], soon())
+        row = elapsed(engine, 60, row)
+    assert age(engine) >= 30 + 3 * 60
+    engine.outbox.complete([newer], soon())
+    assert depth(engine) == 0
+
+
+def test_a_completion_makes_no_row_older(engine: Engine) -> None:
+    older = save(engine, 1)
+    engine.outbox.complete([older], soon())
+    older = elapsed(engine, 100, older)
+    save(engine, 1)
+    engine.outbox.complete([older], soon())
+    assert age(engine) < 30
+
+
+def test_a_completion_from_a_clock_that_was_ahead_changes_no_age(engine: Engine) -> None:
+    row = save(engine, 1)
+    engine.elapse(100)
+    save(engine, 1)
+    engine.outbox.complete([replace(row, as_of=row.as_of + timedelta(hours=1))], soon())
+    assert age(engine) >= 100
+
+
+def test_of_several_completions_of_a_key_the_newest_counts(engine: Engine) -> None:
+    rows = [save(engine, 1) for _ in range(3)]
+    newest = save(engine, 1)
+    engine.outbox.complete([*rows, *rows[::-1]], soon())
+    found = engine.outbox.find([key(1)], soon())[key(1)]
+    assert found.id == newest.id
+    assert abs(found.create_time - rows[-1].as_of) < timedelta(milliseconds=1)
+
+
 def test_no_two_claimers_get_the_same_row(engine: Engine) -> None:
     rows = 400
-    saved = {save(engine, number) for number in range(rows)}
+    saved = {save(engine, number).id for number in range(rows)}
     barrier = threading.Barrier(THREADS)
 
     def claimer(_: int) -> list[int]:
@@ -225,7 +316,7 @@ def test_savers_claimers_and_completers_leave_nothing_behind(engine: Engine) -> 
         with guard:
             for name, entity in current.items():
                 projected[name] = max(projected.get(name, 0), entity.version)
-        engine.outbox.complete([row.id for row in rows], soon())
+        engine.outbox.complete(rows, soon())
         return len(rows)
 
     def projector(_: int) -> None:
@@ -258,8 +349,8 @@ def test_what_a_key_has_in_the_outbox_is_found(engine: Engine) -> None:
     keys = [key(4), key(2), key(1), EntityKey("", "proposal", "p-1"), key(1)]
     found = engine.outbox.find(keys, soon())
     assert set(found) == {key(1), key(2)}
-    assert found[key(1)].id == second > first
-    assert found[key(2)].id == other
+    assert found[key(1)].id == second.id > first.id
+    assert found[key(2)].id == other.id
     # By the oldest change, and the earlier of two plans.
     older, newer = found[key(1)], found[key(2)]
     assert timedelta(seconds=100) <= newer.create_time - older.create_time < timedelta(seconds=130)
@@ -275,10 +366,10 @@ def test_to_look_for_a_row_changes_nothing(engine: Engine) -> None:
     (after,) = engine.outbox.find([key(1)], soon()).values()
     assert replace(after, age=before.age) == before
     assert timedelta() <= before.age < after.age < timedelta(minutes=1)
-    assert [row.id for row in engine.outbox.claim(9, soon())] == [saved]
+    assert engine.outbox.claim(9, soon()) == [saved]
     # A claim is a plan like any other, and completion leaves nothing to find.
     claimed = engine.outbox.find([key(1)], soon())[key(1)]
-    assert claimed.id == saved
+    assert claimed.id == saved.id
     assert claimed.due_time > before.due_time
     assert claimed.create_time == before.create_time
     engine.outbox.complete([saved], soon())
@@ -291,11 +382,11 @@ def test_an_obligation_is_like_a_change(engine: Engine) -> None:
     engine.outbox.complete([saved], soon())
     rows = engine.outbox.oblige([key(1), key(2)], IN_A_SECOND, soon())
     assert sorted(row.key.id for row in rows) == ["p-1", "p-2"]
-    assert all(row.id > saved for row in rows)
+    assert all(row.id > saved.id for row in rows)
     assert claim(engine) == []
     engine.elapse(1.1)
     assert sorted(row.id for row in engine.outbox.claim(9, soon())) == sorted(r.id for r in rows)
-    engine.outbox.complete([row.id for row in rows], soon())
+    engine.outbox.complete(rows, soon())
     assert depth(engine) == 0
     assert list(engine.outbox.oblige([], IN_A_SECOND, soon())) == []
 
@@ -305,7 +396,7 @@ def test_an_obligation_takes_the_place_of_the_row_that_is_there(engine: Engine) 
     before = engine.outbox.find([key(1)], soon())[key(1)]
     (row,) = engine.outbox.oblige([key(1)], IN_AN_HOUR, soon())
     after = engine.outbox.find([key(1)], soon())[key(1)]
-    assert row.id == after.id > saved
+    assert row.id == after.id > saved.id
     assert (after.create_time, after.due_time) == (before.create_time, before.due_time)
     # Whoever projected the change before does not take it away.
     engine.outbox.complete([saved], soon())
@@ -318,10 +409,10 @@ def test_an_obligation_takes_the_place_of_the_row_that_is_there(engine: Engine) 
 def test_a_change_after_an_obligation_outlives_its_completion(engine: Engine) -> None:
     (row,) = engine.outbox.oblige([key(1)], IN_A_SECOND, soon())
     saved = save(engine, 1, IN_AN_HOUR)
-    assert saved > row.id
-    engine.outbox.complete([row.id], soon())
+    assert saved.id > row.id
+    engine.outbox.complete([row], soon())
     engine.elapse(1.1)
-    assert [r.id for r in engine.outbox.claim(9, soon())] == [saved]
+    assert engine.outbox.claim(9, soon()) == [saved]
 
 
 def test_a_key_that_is_given_twice_is_obliged_once(engine: Engine) -> None:
@@ -343,7 +434,7 @@ def test_many_that_oblige_and_save_the_same_keys_never_stand_in_a_circle(engine:
             if thread % 4 == 0:
                 changes = [Change(k, {}, None, IN_AN_HOUR) for k in rng.sample(keys, 10)]
                 written = engine.authority.write(write_of(*changes), soon()).written
-                ids = {each.entity.key: each.outbox_id for each in written}
+                ids = {each.entity.key: each.row.id for each in written}
             else:
                 rows = engine.outbox.oblige(rng.sample(keys, 15), IN_AN_HOUR, soon())
                 ids = {row.key: row.id for row in rows}

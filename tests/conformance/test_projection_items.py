@@ -120,8 +120,10 @@ def test_what_cannot_be_read_is_told(
     attributes, version = damaged
     engine.damage(KEY, **attributes)
     held = found(items)
-    assert held.projection == Projection(version, Form.STUB)
+    assert held.projection.version == version
     assert held.fault
+    # What can be read, and is not what was put, is there for whoever wants to know how it departs.
+    assert (held.projection.form is not Form.STUB) == ("crc" in held.fault)
     assert held.raw == {"pk": {"S": str(KEY)}, **attributes}
     # What was read of it on purpose is no event.
     assert engine.unreadable == []
@@ -176,6 +178,15 @@ def test_what_is_too_large_is_replaced_by_a_stub(
     engine.put(value(5))
     assert items.replace(found(items), value(6, NOISE), soon())
     assert engine.read() == Projection(6, Form.STUB)
+
+
+@pytest.mark.parametrize("size", [0, 1000, 290 * 1024, 400 * 1024])
+def test_what_fits_is_what_a_put_holds(
+    engine: Engine, items: DynamoProjectionItems, size: int
+) -> None:
+    projection = value(5, NOISE[:size])
+    assert items.fits(KEY, projection) == (engine.put(projection) == projection)
+    assert items.fits(KEY, Projection(5, Form.TOMBSTONE))
 
 
 def test_an_item_as_large_as_can_be_is_replaced(

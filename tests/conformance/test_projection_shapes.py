@@ -161,8 +161,8 @@ def test_one_step_back_leaves_no_shape_behind_but_beside_the_first(engine: Engin
         assert engine.item() == encode(KEY, projection, compress_above=COMPRESS_ABOVE).item
     put_together(engine, shaped(3, 1, 2))
     assert put_together(engine, value(4)) == value(4)
-    left = {"payload_2", "version_2"} if "version_2" in engine.item() else set()
-    assert engine.item().keys() == {"pk", "version", "form", "payload"} | left
+    left = {"payload_2", "crc_2", "version_2"} if "version_2" in engine.item() else set()
+    assert engine.item().keys() == {"pk", "version", "form", "payload", "crc"} | left
     assert engine.read() == value(4)
 
 
@@ -205,16 +205,31 @@ def test_an_older_version_adds_no_shape(engine: Engine) -> None:
         assert engine.read(key) == held
 
 
-@pytest.mark.parametrize("form", [Form.TOMBSTONE, Form.STUB])
 @pytest.mark.parametrize("version", [1, 4])
-def test_what_is_no_value_lacks_no_shape(engine: Engine, form: Form, version: int) -> None:
-    """A stub that its own readers replaced by a stub again would be written for ever."""
-    held = Projection(version, form)
+def test_a_tombstone_lacks_no_shape(engine: Engine, version: int) -> None:
+    held = Projection(version, Form.TOMBSTONE)
     engine.put(held)
-    with_shapes = shaped(version, 1, 2)
-    assert engine.put(with_shapes) == held
-    engine.put(with_shapes, key_of(2))
-    assert engine.put(held, key_of(2)) == with_shapes
+    assert engine.put(shaped(version, 1, 2)) == held
+    assert engine.put(Projection(version, Form.STUB)) == held
+    assert engine.read() == held
+
+
+@both_ways
+@pytest.mark.parametrize("version", [1, 4])
+@pytest.mark.parametrize("form", [Form.VALUE, Form.TOMBSTONE])
+def test_a_stub_gives_way_to_what_its_version_has(
+    engine: Engine, put: Callable[[Engine, Projection], Projection], form: Form, version: int
+) -> None:
+    """A document fits again, or what could not be made of it is made by now."""
+    engine.put(Projection(version, Form.STUB))
+    projection = shaped(version, 1, 2) if form is Form.VALUE else Projection(version, form)
+    put(engine, projection)
+    assert engine.read() == projection
+    # And it stays, whoever finds it too large.
+    put(engine, Projection(version, Form.STUB))
+    assert engine.read() == projection
+    engine.put(Projection(version + 1, Form.STUB))
+    assert engine.put(projection) == Projection(version + 1, Form.STUB)
 
 
 @pytest.mark.parametrize("version", [1, 4])
@@ -224,6 +239,19 @@ def test_shapes_that_are_too_large_together_are_a_stub(engine: Engine, version: 
     assert engine.put(Projection(version, Form.VALUE, NOISE[:half], ((2, NOISE[half:]),))) == stub
     assert engine.read() == stub
     assert engine.put(value(version + 1, NOISE[:half])) == value(version + 1, NOISE[:half])
+
+
+def test_no_stub_is_written_in_the_place_of_a_stub() -> None:
+    """What is too large stays so, and each put of it would cost a write."""
+    dynamodb = SimulatedDynamoDB()
+    engine = direct(dynamodb.client)
+    engine.put(Projection(4, Form.STUB))
+    # As no stub is: whoever wrote it anew would take this away.
+    engine.damage(KEY, version={"N": "4"}, form={"S": "stub"}, mark={"S": "there"})
+    large = value(4, NOISE + NOISE)
+    assert engine.put(large) == Projection(4, Form.STUB)
+    assert put_together(engine, large) == Projection(4, Form.STUB)
+    assert engine.item()["mark"] == {"S": "there"}
 
 
 def test_a_shape_that_was_left_behind_is_not_there(engine: Engine) -> None:
@@ -290,14 +318,16 @@ def test_the_first_shape_alone_is_stored_as_if_there_were_no_other() -> None:
         "version": {"N": "2"},
         "form": {"S": "value"},
         "payload": {"B": b"payload"},
+        "crc": {"N": "3886658694"},
     }
     assert statement("table", write) == {
         "Statement": 'UPDATE "table" SET "version"=? SET "form"=? SET "payload"=? '
-        'REMOVE "encoding" WHERE "pk"=? AND "version"<?',
+        'SET "crc"=? REMOVE "encoding" WHERE "pk"=? AND "version"<?',
         "Parameters": [
             {"N": "2"},
             {"S": "value"},
             {"B": b"payload"},
+            {"N": "3886658694"},
             {"S": "acme#proposal#p-1"},
             {"N": "2"},
         ],
@@ -336,7 +366,11 @@ def test_any_sequence_of_puts_leaves_the_newest_in_its_shapes(
     key: EntityKey = key_of(1000 + next(EXAMPLES))
     held: Projection | None = None
     for put, projection in operations:
-        if held is None or held.version < projection.version:
+        if (
+            held is None
+            or held.version < projection.version
+            or held == Projection(projection.version, Form.STUB)
+        ):
             held = projection
         elif held.version == projection.version and held.form is projection.form is Form.VALUE:
             held = held if projection.shapes <= held.shapes else projection
@@ -369,7 +403,8 @@ class AsksForVersionsAlone(SimulatedDynamoDB):
     def put_item(self, **request: Any) -> dict[str, Any]:
         before, _, _ = request["ConditionExpression"].partition(" OR (version = ")
         values = dict(request["ExpressionAttributeValues"])
-        values.pop(":value", None)
+        for unused in (":value", ":stub"):
+            values.pop(unused, None)
         changed = {"ConditionExpression": before, "ExpressionAttributeValues": values}
         return super().put_item(**{**request, **changed})
 

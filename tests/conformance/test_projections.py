@@ -118,7 +118,7 @@ def test_a_newer_version_replaces_an_older_one_entirely(engine: Engine) -> None:
         Projection(9, Form.STUB),
         value(10, TEXT),
     ]
-    attributes = {Form.VALUE: {"pk", "version", "form", "payload"}}
+    attributes = {Form.VALUE: {"pk", "version", "form", "payload", "crc"}}
     for projection in history:
         assert engine.put(projection) == projection
         assert engine.read(KEY) == projection

@@ -7,9 +7,11 @@ import secrets
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
 import grpc
+import psutil
 import psycopg
 import pytest
 
@@ -26,6 +28,7 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from types_boto3_dynamodb import DynamoDBClient
 
@@ -42,7 +45,7 @@ SAVERS = 2
 # Until the first death, so that there is a middle; of the many, what a small machine can do.
 RATE, MANY_RATE = 500, 0
 PROGRESS_SECONDS = 60.0
-# What was claimed by one that died falls due again after ten seconds.
+# What was claimed by one that died falls due again after fifteen seconds.
 DONE_SECONDS = 90.0
 MANY_SECONDS = 1200.0
 KINDS = f"""
@@ -65,19 +68,33 @@ FROM unnest(%s::text[]) AS kind, generate_series(1, %s) AS n
 
 
 @pytest.fixture
-def service(
-    postgres: PostgresServer, dynamodb: DynamoDBLocal, memcached: MemcachedServer, tmp_path: Any
-) -> Iterator[Service]:
-    with Service(
-        tmp_path,
-        dsn=postgres.create_database(),
-        endpoint_url=dynamodb.endpoint_url,
-        prefix=f"t{secrets.token_hex(4)}_",
-        node=memcached.address,
-        kinds=KINDS,
-        sql={"note_2.jmespath": TRANSFORM},
-    ) as running:
-        yield running
+def another(
+    postgres: PostgresServer, dynamodb: DynamoDBLocal, memcached: MemcachedServer, tmp_path: Path
+) -> Iterator[Callable[[], Service]]:
+    """Starts services, all over the same stores."""
+    dsn, prefix = postgres.create_database(), f"t{secrets.token_hex(4)}_"
+    with ExitStack() as stack:
+
+        def start() -> Service:
+            folder = tmp_path / secrets.token_hex(4)
+            folder.mkdir()
+            service = Service(
+                folder,
+                dsn=dsn,
+                endpoint_url=dynamodb.endpoint_url,
+                prefix=prefix,
+                node=memcached.address,
+                kinds=KINDS,
+                sql={"note_2.jmespath": TRANSFORM},
+            )
+            return stack.enter_context(service)
+
+        yield start
+
+
+@pytest.fixture
+def service(another: Callable[[], Service]) -> Service:
+    return another()
 
 
 class Watch:
@@ -183,6 +200,23 @@ def kill_background(service: Service) -> None:
     )
 
 
+def kill_machine(service: Service) -> None:
+    """Let all processes of a service die at once, and none of them be replaced."""
+    for process in service.family():
+        with suppress(psutil.NoSuchProcess):
+            kill(process)
+
+
+def works(service: Service) -> bool:
+    """Return whether the background process of this service has done a batch."""
+    return service.metric("duostore_backfilled_total", kind=KIND) > 0
+
+
+def claims(service: Service) -> dict[int, int]:
+    """Return how often each part was claimed that somebody has begun."""
+    return dict(service.fetch("SELECT number, claim FROM duostore.backfill_part WHERE claim > 0"))
+
+
 def assert_no_drift(service: Service, client: DynamoDBClient, shapes: set[int]) -> int:
     """Compare every row of Aurora with its item, and find no other items; return how many."""
     rows = {
@@ -272,6 +306,37 @@ def test_a_backfill_of_200_000_entities_survives_two_deaths_beside_saves(
     service: Service, dynamodb_client: DynamoDBClient
 ) -> None:
     survive(service, dynamodb_client, MANY, MANY_RATE)
+
+
+def test_two_services_share_a_backfill_and_one_ends_it_when_the_other_has_died(
+    service: Service, another: Callable[[], Service], dynamodb_client: DynamoDBClient
+) -> None:
+    other = another()
+    insert(service, ENTITIES)
+    set_flag(service, "both")
+    watch = Watch(service, DONE_SECONDS)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(watch.run, RATE)
+        eventually(
+            lambda: all(works(each) for each in (service, other)),
+            within=PROGRESS_SECONDS,
+            what="both do a part of it",
+        )
+        before = claims(service)
+        kill_machine(other)
+        ask(service, BackfillRequest.ACTION_START, rate=1_000_000)
+        running.result(DONE_SECONDS)
+    last = watch.looks[-1]
+    assert (last.state, last.parts_done) == (BackfillResponse.STATE_DONE, PARTS)
+    assert (last.done_count, last.failed_count) == (ENTITIES, 0)
+    # What the dead had put and not noted is found unchanged.
+    assert last.done_count - last.projected_count <= WORKERS * BATCH
+    # Both had what they can hold; who lived has lost nothing, and the other's was taken up.
+    assert before == dict.fromkeys(before, 1)
+    assert len(before) >= 2 * WORKERS
+    taken_up = [number for number, claim in claims(service).items() if claim > 1]
+    assert 0 < len(taken_up) <= WORKERS
+    assert assert_no_drift(service, dynamodb_client, {1, 2}) == ENTITIES
 
 
 def test_one_that_is_paused_goes_on_where_it_was_and_one_that_is_cancelled_begins_anew(

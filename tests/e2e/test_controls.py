@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import psycopg
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from duostore.v1 import data_access_pb2
+from duostore.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    data_access_pb2,
+    data_access_pb2_grpc,
+    entity_pb2,
+)
 from tests.support.crowd import failure_of
 from tests.support.service import Caller, Service, kill, struct
 from tests.support.wait import eventually
@@ -23,6 +35,8 @@ if TYPE_CHECKING:
 
 IN_FORCE_SECONDS = 20.0
 RESTART_SECONDS = 60.0
+# More than a worker has connections to Aurora.
+CALLERS = 40
 # New connections, each of which the system gives to a worker: all of them, almost surely.
 CONNECTIONS = 12
 KINDS = """
@@ -124,6 +138,72 @@ def test_all_is_read_only_everywhere_and_everything_else_goes_on(service: Servic
         assert caller.snapshot("1", {"a": 2}).sequence >= 1
         quota = data_access_pb2.QuotaRequest(quota="calls", subject="alice", cost=1)
         assert caller.stub.Quota(quota).allowed
+
+
+@contextmanager
+def callers_blocked(service: Service) -> Iterator[None]:
+    """Hold up every Save in Aurora, and with them all connections of those who call."""
+    over = threading.Event()
+
+    def call(number: int) -> None:
+        with service.channel() as channel:
+            while not over.is_set():
+                with contextlib.suppress(grpc.RpcError):
+                    Caller(channel, kind="template").save(f"held-{number}", {"a": 1})
+
+    with psycopg.connect(service.dsn) as connection, ThreadPoolExecutor(CALLERS) as pool:
+        connection.execute("LOCK TABLE duostore.entity IN EXCLUSIVE MODE")
+        calls = [pool.submit(call, number) for number in range(CALLERS)]
+        try:
+            eventually(
+                lambda: service.metric("duostore_aurora_waiting") > 0,
+                within=RESTART_SECONDS,
+                what="callers wait for connections",
+            )
+            yield
+        finally:
+            connection.rollback()
+            over.set()
+            for done in calls:
+                done.result()
+
+
+def seconds_until(channels: list[grpc.Channel], *, read_only: bool) -> float:
+    """Return after how long each of the channels refuses a Save for that, or does not."""
+
+    def is_refused_at_once(channel: grpc.Channel) -> bool:
+        request = data_access_pb2.SaveRequest(
+            key=entity_pb2.EntityKey(kind="proposal", id="timed"), data=struct({"a": 1})
+        )
+        try:
+            data_access_pb2_grpc.DataAccessStub(channel).Save(request, timeout=0.2)
+        except grpc.RpcError as error:
+            return failure_of(error).reason == "READ_ONLY"
+        return False
+
+    began = time.monotonic()
+    left = list(channels)
+    while left and time.monotonic() - began < IN_FORCE_SECONDS:
+        left = [channel for channel in left if is_refused_at_once(channel) is not read_only]
+    assert not left, "it is not in force everywhere"
+    return time.monotonic() - began
+
+
+def test_it_is_in_force_within_two_seconds_though_all_callers_are_held_up(service: Service) -> None:
+    """The promise itself; of three turns the best counts, for the machine may be busy."""
+    took: list[float] = []
+    with ExitStack() as stack:
+        channels = [stack.enter_context(service.channel()) for _ in range(CONNECTIONS)]
+        stack.enter_context(callers_blocked(service))
+        admin = admin_pb2_grpc.AdminStub(channels[0])
+        for _ in range(3):
+            admin.SetReadOnly(
+                admin_pb2.SetReadOnlyRequest(kind="proposal", read_only=True, reason="a test")
+            )
+            on = seconds_until(channels, read_only=True)
+            admin.SetReadOnly(admin_pb2.SetReadOnlyRequest(kind="proposal"))
+            took.append(max(on, seconds_until(channels, read_only=False)))
+    assert min(took) < 2, took
 
 
 def test_a_kind_is_read_only_and_the_others_are_not(service: Service) -> None:

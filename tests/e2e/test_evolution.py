@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import secrets
@@ -10,8 +11,10 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import grpc
+import psutil
 import pytest
 from google.protobuf.json_format import MessageToDict
 
@@ -21,11 +24,12 @@ from duostore_server.access.shapes import Shapes
 from duostore_server.config import load
 from duostore_server.config import policies as policies_of
 from duostore_server.domain.keys import EntityKey
-from tests.support.service import Caller, Service
+from tests.support.crowd import failure_of
+from tests.support.service import Caller, Service, kill
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from tests.support.servers import DynamoDBLocal, MemcachedServer, PostgresServer
 
@@ -37,7 +41,13 @@ KEYS = [f"l{number}" for number in range(60)]
 CALM = [f"calm{number}" for number in range(40)]
 SAVERS = 2
 READERS = 3
+WORKERS = 2
 IN_FORCE_SECONDS = 30.0
+# A process that dies again and again is started with more and more time between.
+REPLACED_SECONDS = 60.0
+# Flags that the walk-through sets, forward and back.
+STAGES = 8
+T = TypeVar("T")
 # Of readers in all, between two steps.
 READS_A_STEP = 150
 KINDS = f"""
@@ -64,6 +74,7 @@ def service(
         endpoint_url=dynamodb.endpoint_url,
         prefix=f"t{secrets.token_hex(4)}_",
         node=memcached.address,
+        workers=WORKERS,
         kinds=KINDS,
         sql={TRANSFORM: (ROOT / "examples/proposals/transforms" / TRANSFORM).read_text()},
     ) as running:
@@ -133,7 +144,14 @@ class Traffic:
 
     def _save(self, caller: Caller, id_: str) -> None:
         version = self.acknowledged.get(id_, 0) + 1
-        answer = caller.save(id_, document(version))
+        # Of a process that dies nobody knows whether it has saved, unless it is asked again.
+        token = secrets.token_hex(8)
+        answer = eventually(
+            lambda: answered(lambda: caller.save(id_, document(version), idempotency_key=token)),
+            within=REPLACED_SECONDS,
+            what="a Save is answered",
+        )
+        assert answer is not None
         assert answer.version == version
         # What is pending may be seen late; it is projected by the time of the next one, or not.
         if answer.projection == entity_pb2.PROJECTION_DONE:
@@ -142,11 +160,11 @@ class Traffic:
             self._wait_for(caller, id_, version)
 
     def _wait_for(self, caller: Caller, id_: str, version: int) -> None:
-        eventually(
-            lambda: caller.get(id_).entity.version == version,
-            within=IN_FORCE_SECONDS,
-            what="what was pending is seen",
-        )
+        def is_seen() -> bool:
+            found = answered(lambda: caller.get(id_))
+            return found is not None and found.entity.version == version
+
+        eventually(is_seen, within=IN_FORCE_SECONDS, what="what was pending is seen")
         self.acknowledged[id_] = version
 
     def read(self, seed: int) -> None:
@@ -163,13 +181,18 @@ class Traffic:
         ids = order.sample([*KEYS, *CALM], 10 if way == "batch" else 1)
         expected = self.expected
         floors = {id_: self.acknowledged[id_] for id_ in ids}
-        if way == "batch":
-            entities = list(caller.batch_get(ids).entities)
-        else:
-            options: dict[str, Any] = {"strong": True} if way == "strong" else {}
-            if way == "min_version":
-                options = {"min_version": floors[ids[0]]}
-            entities = [caller.get(ids[0], **options).entity]
+        options: dict[str, Any] = {"strong": True} if way == "strong" else {}
+        if way == "min_version":
+            options = {"min_version": floors[ids[0]]}
+        entities = answered(
+            lambda: (
+                list(caller.batch_get(ids).entities)
+                if way == "batch"
+                else [caller.get(ids[0], **options).entity]
+            )
+        )
+        if entities is None:
+            return
         assert len(entities) == len(ids)
         for entity in entities:
             id_ = entity.key.id
@@ -191,6 +214,29 @@ class Traffic:
             what="all processes read the shapes that the flags say",
         )
         self.expected = expected.__getitem__
+        self._read_enough()
+
+    def replace(self, die: Callable[[psutil.Process], None]) -> None:
+        """Have the serving process die that has served longest, and another read in its place.
+
+        That one answers as all others do, from its first answer on.
+        """
+        before = {process.pid for process in self.service.serving()}
+        assert len(before) == WORKERS
+        die(min(self.service.serving(), key=psutil.Process.create_time))
+        eventually(
+            lambda: len({each.pid for each in self.service.serving()} - before) == 1,
+            within=REPLACED_SECONDS,
+            what="the process is replaced",
+        )
+        eventually(
+            lambda: len(self.service.serving()) == WORKERS,
+            within=REPLACED_SECONDS,
+            what="the process is gone",
+        )
+        self._read_enough()
+
+    def _read_enough(self) -> None:
         enough = self.reads.total() + READS_A_STEP
         eventually(
             lambda: self.reads.total() >= enough, within=IN_FORCE_SECONDS, what="enough was read"
@@ -198,12 +244,13 @@ class Traffic:
 
     def _all_read(self, expected: dict[str, int]) -> bool:
         # Of several connections, so that each worker is asked.
-        for _ in range(6):
-            with self.service.channel() as channel:
-                found = Caller(channel, kind=KIND).batch_get(expected).entities
-                if any(shape_of(entity) != expected[entity.key.id] for entity in found):
-                    return False
-        return True
+        return all(self._shapes(expected) == expected for _ in range(6))
+
+    def _shapes(self, ids: Iterable[str]) -> dict[str, int]:
+        """Return the shapes of what a process answers."""
+        with self.service.channel() as channel:
+            found = answered(lambda: Caller(channel, kind=KIND).batch_get(ids))
+        return {} if found is None else {each.key.id: shape_of(each) for each in found.entities}
 
     def going_on(self, meanwhile: Callable[[], None]) -> None:
         """Save and read while something is done; raise what anybody met."""
@@ -218,6 +265,17 @@ class Traffic:
                 each.result()
 
 
+def answered(call: Callable[[], T]) -> T | None:
+    """Return the answer to a call; None if it failed in a way that passes."""
+    try:
+        return call()
+    except grpc.RpcError as error:
+        if not failure_of(error).is_passing:
+            raise
+        return None
+
+
+@pytest.mark.timeout(600)
 def test_the_walk_through_answers_no_reader_wrongly_forward_and_back(service: Service) -> None:
     settings = load(service.config, {}, serving=True)
     flags: dict[str, str | int] = {WRITE: "old", READ: 0}
@@ -225,6 +283,9 @@ def test_the_walk_through_answers_no_reader_wrongly_forward_and_back(service: Se
     traffic = Traffic(service)
     traffic.prepare()
     taken: list[list[str]] = []
+    # In turn they end in order, and are killed.
+    deaths = itertools.cycle((kill, psutil.Process.terminate))
+    replaced = 0
 
     def take(command: list[str]) -> None:
         if command[:2] == ["flag", "set"]:
@@ -234,10 +295,17 @@ def test_the_walk_through_answers_no_reader_wrongly_forward_and_back(service: Se
         traffic.step(shapes, lambda: service.run(*command))
         taken.append(command)
 
+    def take_and_replace(command: list[str]) -> None:
+        nonlocal replaced
+        take(command)
+        if command[:2] == ["flag", "set"]:
+            traffic.replace(next(deaths))
+            replaced += 1
+
     def walk() -> None:
         traffic.step(shapes, lambda: service.run("flag", "list"))
         for command in (*commands("Forward"), *commands("Back")):
-            take(command)
+            take_and_replace(command)
         # In a hurry, with no step between: wrong in order, and right in what is answered.
         take(["flag", "set", READ, "100"])
         take(["flag", "set", WRITE, "new"])
@@ -247,6 +315,7 @@ def test_the_walk_through_answers_no_reader_wrongly_forward_and_back(service: Se
     traffic.going_on(walk)
     assert len(taken) == len(commands("Forward")) + len(commands("Back")) + 4
     assert min(traffic.reads.values()) > READS_A_STEP
+    assert replaced == STAGES
     shares = {shapes.to_read(EntityKey("", KIND, id_)) for id_ in KEYS}
     assert shares == {1}
     service.run("check", "--kind", KIND, "--all", "--repair")

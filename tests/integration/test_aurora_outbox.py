@@ -4,7 +4,8 @@ import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -18,7 +19,7 @@ from duostore_server.domain.keys import EntityKey
 from duostore_server.domain.transactions import Change
 from duostore_server.storage.aurora.authority import AuroraAuthority
 from duostore_server.storage.aurora.mutations import statement_of
-from duostore_server.storage.aurora.outbox import _CLAIM, AuroraOutbox
+from duostore_server.storage.aurora.outbox import _CLAIM, _COMPLETE, AuroraOutbox
 from tests.support.authority_engines import ORIGIN, migrated_pool, soon, write_of
 
 if TYPE_CHECKING:
@@ -37,22 +38,22 @@ class ReadsByPosition(AuroraOutbox):
 
     def claim(self, limit: int, deadline: Deadline) -> Sequence[OutboxRow]:
         rows = self._pool.execute(
-            "SELECT id, tenant, kind, entity_id FROM duostore.outbox"
+            "SELECT id, clock_timestamp(), tenant, kind, entity_id FROM duostore.outbox"
             " WHERE id > %s AND due_time <= clock_timestamp() ORDER BY id LIMIT %s",
             (Int8(self._last), Int8(limit)),
             deadline,
         )
         self._last = max((self._last, *(row[0] for row in rows)))
-        return [OutboxRow(id_, EntityKey(*key)) for id_, *key in rows]
+        return [OutboxRow(id_, EntityKey(*key), as_of) for id_, as_of, *key in rows]
 
 
 class WaitsForSavers(AuroraOutbox):
     """The mutant that deletes rows whether they are locked or not."""
 
-    def complete(self, ids: Collection[int], deadline: Deadline) -> None:
+    def complete(self, rows: Collection[OutboxRow], deadline: Deadline) -> None:
         self._pool.execute(
             "DELETE FROM duostore.outbox WHERE id = ANY (%s)",
-            ([Int8(id_) for id_ in ids],),
+            ([Int8(row.id) for row in rows],),
             deadline,
         )
 
@@ -67,8 +68,8 @@ def key(name: object) -> EntityKey:
     return EntityKey("", "proposal", str(name))
 
 
-def save(pool: AuroraPool, name: object, due_after: timedelta = timedelta()) -> int:
-    return write(pool, Change(key(name), {}, None, due_after)).outbox_id
+def save(pool: AuroraPool, name: object, due_after: timedelta = timedelta()) -> OutboxRow:
+    return write(pool, Change(key(name), {}, None, due_after)).row
 
 
 def write(pool: AuroraPool, change: Change) -> Written:
@@ -90,7 +91,7 @@ def claimed_around_a_late_commit(pool: AuroraPool, dsn: str, outbox: AuroraOutbo
     with saving(dsn, "late"):
         save(pool, "early")
         first = outbox.claim(10, soon())
-        outbox.complete([row.id for row in first], soon())
+        outbox.complete(first, soon())
     second = outbox.claim(10, soon())
     assert all(row.id < first[0].id for row in second)
     return [row.key.id for row in (*first, *second)]
@@ -114,6 +115,63 @@ def test_completing_does_not_wait_for_a_saver(pool: AuroraPool, postgres_dsn: st
         AuroraOutbox(pool).complete([busy, idle], Deadline.after(5))
         assert AuroraOutbox(pool).backlog(soon()).depth == 1
     assert [row.key.id for row in AuroraOutbox(pool).claim(10, soon())] == ["busy"]
+
+
+def created(dsn: str, name: str) -> datetime:
+    with psycopg.connect(dsn) as connection:
+        ((time,),) = connection.execute(
+            "SELECT create_time FROM duostore.outbox WHERE entity_id = %s", (name,)
+        ).fetchall()
+    assert isinstance(time, datetime)
+    return time.astimezone(UTC)
+
+
+def hot(pool: AuroraPool, dsn: str, outbox: AuroraOutbox) -> tuple[OutboxRow, datetime]:
+    """Save while an earlier change is being brought; return its row, and when that was begun."""
+    save(pool, "hot")
+    with psycopg.connect(dsn) as connection:
+        connection.execute("UPDATE duostore.outbox SET create_time = now() - interval '1 hour'")
+    (claimed,) = outbox.claim(10, soon())
+    began = datetime.now(UTC)
+    save(pool, "hot")
+    outbox.complete([claimed], soon())
+    return claimed, began
+
+
+class Youngest(AuroraOutbox):
+    """The mutant that takes a row that it just missed for one of now."""
+
+    def complete(self, rows: Collection[OutboxRow], deadline: Deadline) -> None:
+        now = datetime.now(UTC)
+        super().complete([replace(row, as_of=now) for row in rows], deadline)
+
+
+def test_a_row_that_was_just_missed_is_as_old_as_the_claim_of_what_was_brought(
+    pool: AuroraPool, postgres_dsn: str
+) -> None:
+    claimed, began = hot(pool, postgres_dsn, AuroraOutbox(pool))
+    assert created(postgres_dsn, "hot") == claimed.as_of <= began
+    # One machine, one clock.
+    hot(pool, postgres_dsn, Youngest(pool))
+    assert created(postgres_dsn, "hot") > began
+
+
+def test_what_is_committed_late_is_not_made_younger_than_its_commit(
+    pool: AuroraPool, postgres_dsn: str
+) -> None:
+    """Its row has times from before the claim of what was brought, and it from after it."""
+    outbox = AuroraOutbox(pool)
+    first = save(pool, "hot")
+    with saving(postgres_dsn, "hot") as connection:
+        # The row is locked: nothing of it is changed, and nobody waits.
+        outbox.complete([first], Deadline.after(5))
+        connection.commit()
+        committed = datetime.now(UTC)
+    outbox.complete([first], soon())
+    assert created(postgres_dsn, "hot") == first.as_of <= committed
+    (row,) = outbox.claim(10, soon())
+    outbox.complete([row], soon())
+    assert outbox.backlog(soon()).depth == 0
 
 
 def test_a_plain_delete_would_wait_for_a_saver(pool: AuroraPool, postgres_dsn: str) -> None:
@@ -143,7 +201,7 @@ def test_savers_of_many_keys_never_deadlock_with_completions(
 ) -> None:
     """Savers lock several rows at once, in every order of keys that does not deadlock them."""
     names = [f"k{n}" for n in range(6)]
-    ids: dict[str, list[int]] = defaultdict(list)
+    ids: dict[str, list[OutboxRow]] = defaultdict(list)
     outbox = AuroraOutbox(pool)
 
     def saver(offset: int) -> None:
@@ -162,7 +220,7 @@ def test_savers_of_many_keys_never_deadlock_with_completions(
     def completer(backwards: int) -> None:
         for _ in range(60):
             known = [id_ for name in names for id_ in ids[name][-3:]]
-            outbox.complete(known[:: -1 if backwards else 1] or [0], soon())
+            outbox.complete(known[:: -1 if backwards else 1], soon())
             outbox.claim(3, soon())
 
     def together(work: Callable[[int], None], n: int) -> None:
@@ -185,7 +243,7 @@ def test_savers_of_many_keys_never_deadlock_with_completions(
 
 def test_a_clock_that_was_set_back_makes_nothing_wait(pool: AuroraPool, postgres_dsn: str) -> None:
     first = write(pool, Change(key(1), {}, None, timedelta()))
-    AuroraOutbox(pool).complete([first.outbox_id], soon())
+    AuroraOutbox(pool).complete([first.row], soon())
     with psycopg.connect(postgres_dsn) as connection:
         connection.execute("UPDATE duostore.entity SET update_time = now() + interval '1 hour'")
         ((ahead,),) = connection.execute("SELECT update_time FROM duostore.entity")
@@ -196,18 +254,40 @@ def test_a_clock_that_was_set_back_makes_nothing_wait(pool: AuroraPool, postgres
     third = write(pool, Change(key(1), {}, None, timedelta()))
     assert third.entity.create_time == third.entity.update_time == ahead
     (row,) = AuroraOutbox(pool).claim(10, soon())
-    assert row.id == third.outbox_id
+    assert row == third.row
     assert AuroraOutbox(pool).backlog(soon()).oldest_seconds < 600
+
+
+def fill(connection: psycopg.Connection[TupleRow]) -> None:
+    connection.execute(
+        "INSERT INTO duostore.outbox (tenant, kind, entity_id, due_time, create_time)"
+        " SELECT '', 'proposal', n, now() - n * interval '1 ms', now()"
+        " FROM generate_series(1, 20000) AS n"
+    )
+    connection.execute("ANALYZE duostore.outbox")
+
+
+def test_rows_of_a_large_backlog_are_completed_by_its_indexes(
+    pool: AuroraPool, postgres_dsn: str
+) -> None:
+    rows = [OutboxRow(n, key(n), datetime.now(UTC)) for n in range(1, 101)]
+    with psycopg.connect(postgres_dsn, autocommit=True) as connection:
+        fill(connection)
+        ids = [Int8(row.id) for row in rows]
+        keys = [["" for _ in rows], ["proposal" for _ in rows], [row.key.id for row in rows]]
+        plan = connection.execute(
+            "EXPLAIN " + _COMPLETE,
+            (ids, [row.as_of for row in rows], *keys),
+        ).fetchall()
+    lines = [line for (line,) in plan]
+    assert not any("Seq Scan on outbox" in line for line in lines), lines
+    AuroraOutbox(pool).complete(rows, soon())
+    assert AuroraOutbox(pool).backlog(soon()).depth == 19_900
 
 
 def test_a_large_backlog_is_claimed_by_its_index(pool: AuroraPool, postgres_dsn: str) -> None:
     with psycopg.connect(postgres_dsn, autocommit=True) as connection:
-        connection.execute(
-            "INSERT INTO duostore.outbox (tenant, kind, entity_id, due_time, create_time)"
-            " SELECT '', 'proposal', n, now() - n * interval '1 ms', now()"
-            " FROM generate_series(1, 20000) AS n"
-        )
-        connection.execute("ANALYZE duostore.outbox")
+        fill(connection)
         plan = connection.execute("EXPLAIN " + _CLAIM, (Int8(100), timedelta(seconds=3))).fetchall()
     assert any("Index Scan using outbox_due_time" in line for (line,) in plan)
     assert not any("Sort Key: outbox.due_time" in line for (line,) in plan)

@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 import pytest
@@ -18,7 +18,8 @@ from duostore_server.access.propagation import Propagation
 from duostore_server.access.reprojecting import Reprojecting
 from duostore_server.access.shapes import Shapes
 from duostore_server.domain.backfills import BackfillState
-from duostore_server.domain.entities import Form
+from duostore_server.domain.deadline import Deadline
+from duostore_server.domain.entities import Form, Projection
 from duostore_server.domain.keys import EntityKey
 from duostore_server.domain.policies import KindPolicy, Policies, ProjectionMode
 from duostore_server.domain.transactions import Change
@@ -26,16 +27,19 @@ from duostore_server.storage.aurora.authority import AuroraAuthority
 from duostore_server.storage.aurora.backfills import AuroraBackfills
 from duostore_server.storage.aurora.entities import AuroraEntities
 from duostore_server.storage.aurora.outbox import AuroraOutbox
+from duostore_server.storage.aurora.pool import AuroraPool
 from duostore_server.storage.cache.memory import MemoryCache
 from duostore_server.storage.dynamodb.projections import open_projections
 from duostore_server.storage.dynamodb.tables import create_tables
-from duostore_server.workers.backfiller import Backfiller
+from duostore_server.workers.backfiller import SETTLE_SECONDS, Backfiller
 from duostore_server.workers.loop import IncompleteRoundError
 from tests.support.authority_engines import migrated_pool, soon, write_of
+from tests.support.authority_faults import wait_until_blocked
 from tests.support.dynamodb_engines import patient_client
+from tests.support.reader_stack import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from duostore_server.domain.controls import FlagValue
     from duostore_server.domain.documents import JsonObject
@@ -66,6 +70,7 @@ class Stage:
     """Entities in Aurora that DynamoDB has nothing of, and what is needed to bring them."""
 
     def __init__(self, stack: ExitStack, dsn: str, endpoint_url: str, prefix: str) -> None:
+        self.dsn = dsn
         self.pool = stack.enter_context(migrated_pool(dsn))
         client = stack.enter_context(patient_client(endpoint_url))
         create_tables(client, prefix=prefix, pause=time.sleep)
@@ -102,7 +107,9 @@ class Stage:
                     (filler(1_000_000), tenant, TOO_LARGE),
                 )
 
-    def backfiller(self) -> Backfiller:
+    def backfiller(
+        self, clock: Callable[[], float] = time.monotonic, settle: float = 0.0
+    ) -> Backfiller:
         return Backfiller(
             backfills=self.backfills,
             entities=AuroraEntities(self.pool),
@@ -115,9 +122,9 @@ class Stage:
             kinds=("note", "absent"),
             workers=WORKERS,
             batch=BATCH,
-            clock=time.monotonic,
+            clock=clock,
             backfilled=lambda *_: None,
-            settle=0.0,
+            settle=settle,
         )
 
     def state(self, kind: str = "note") -> BackfillState:
@@ -222,6 +229,82 @@ def test_a_second_backfill_finds_nothing_to_do(stage: Stage) -> None:
         done = stage.backfills.find("note", soon())
         assert done is not None
         assert (done.done, done.projected) == (len(all_keys()), expected)
+    stage.assert_agrees(all_keys())
+
+
+def test_stubs_of_what_fits_are_replaced_and_those_of_what_does_not_are_left(
+    stage: Stage,
+) -> None:
+    keys = all_keys()
+    for key in keys:
+        stage.projections.put(key, Projection(1, Form.STUB), soon())
+    for expected in (len(keys) - len(TENANTS) * TOO_LARGE, 0):
+        stage.backfills.start("note", rate=0, parts=3, caller="", deadline=soon())
+        stage.work(stage.backfiller(), threading.Event())
+        done = stage.backfills.find("note", soon())
+        assert done is not None
+        assert (done.done, done.projected) == (len(keys), expected)
+    stage.assert_agrees(keys)
+
+
+# In force in every process within so many seconds.
+IN_FORCE_SECONDS = 2.0
+LOCK: LiteralString = """
+SELECT FROM duostore.entity WHERE tenant = '' AND kind = 'note' AND id = %s FOR UPDATE
+"""
+
+
+class Behind:
+    """A process that takes a flag for what it was, while it is set anew."""
+
+    def __init__(self, stage: Stage, pool: AuroraPool) -> None:
+        self.flags: dict[str, FlagValue] = {
+            "projection_write.note.2": "old",
+            "projection_read.note.2": 0,
+        }
+        shapes = Shapes(Policies({"note": POLICY}), codec.encode, self.flags.__getitem__)
+        self.authority = AuroraAuthority(pool)
+        self.propagation = Propagation(stage.projections, stage.cache, shapes.project)
+
+    def save(self, key: EntityKey) -> None:
+        change = Change(key, {"n": 7, "text": "saved"}, None, timedelta())
+        patient = Deadline.after(WITHIN_SECONDS)
+        (written,) = self.authority.write(write_of(change), patient).written
+        assert self.propagation.propagate((written.entity,), patient)
+
+
+@pytest.mark.parametrize("commits", ["before the first batch", "after the last batch"])
+def test_a_save_that_was_under_way_when_a_flag_was_set_leaves_no_shape_behind(
+    stage: Stage, commits: str
+) -> None:
+    # Of its tenant the first key in order, as it is of the kind.
+    key = EntityKey("", "note", "n100")
+    clock = Clock()
+    backfiller = stage.backfiller(clock=clock, settle=SETTLE_SECONDS)
+    with ExitStack() as stack:
+        pool = stack.enter_context(
+            AuroraPool(stage.dsn, lock_timeout=WITHIN_SECONDS, statement_timeout=WITHIN_SECONDS)
+        )
+        behind = Behind(stage, pool)
+        thread = stack.enter_context(ThreadPoolExecutor(1))
+        holder = stack.enter_context(psycopg.connect(stage.dsn))
+        holder.execute(LOCK, (key.id,))
+        saved = thread.submit(behind.save, key)
+        wait_until_blocked(stage.dsn)
+        stage.backfills.start("note", rate=0, parts=WORKERS, caller="", deadline=soon())
+        for clock.now in (0.0, 1.0, IN_FORCE_SECONDS - 0.01):
+            while backfiller.run_once():
+                pass
+        if commits == "before the first batch":
+            holder.rollback()
+            saved.result()
+        behind.flags["projection_write.note.2"] = "both"
+        clock.now = IN_FORCE_SECONDS + 1.0
+        stage.work(backfiller, threading.Event())
+        holder.rollback()
+        saved.result()
+    held = stage.projections.read([key], soon())[key]
+    assert (held.version, held.shapes) == (2, frozenset({1, 2}))
     stage.assert_agrees(all_keys())
 
 

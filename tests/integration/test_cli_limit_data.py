@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -19,6 +14,7 @@ from duostore_server.embedded.postgres import EmbeddedPostgres
 from duostore_server.embedded.postgres_address import conninfo, ready_postmaster, running_dsn
 from duostore_server.embedded.process import EmbeddedStoreError
 from tests.integration.test_cli_limit import Command
+from tests.support.dev import running_dev
 from tests.support.ports import free_port
 from tests.support.scripted_service import DIRECT
 from tests.support.wait import eventually
@@ -27,46 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-START_SECONDS = 60
-STOP_SECONDS = 60
-
-
-@contextmanager
-def dev(folder: Path, data: Path) -> Iterator[str]:
-    """Run `duostore dev` with the configuration in a folder; yields where it answers."""
-    target = f"127.0.0.1:{free_port()}"
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("DUOSTORE_")}
-    environ |= {"DUOSTORE__SERVER__ADDRESS": target, "DUOSTORE__METRICS__ADDRESS": ""}
-    command = [sys.executable, "-m", "duostore_server.cli.main", "dev"]
-    log = folder / "dev.log"
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(
-            [*command, "--config", str(folder / "duostore.toml"), "--data", str(data)],
-            env=environ,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        ) as process,
-    ):
-        try:
-            eventually(
-                lambda: process.poll() is not None or target in log.read_text(),
-                within=START_SECONDS,
-                what="it answers",
-            )
-            assert process.poll() is None, log.read_text()
-            yield target
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(STOP_SECONDS)
-
 
 def test_a_limit_is_set_while_dev_runs(tmp_path: Path) -> None:
     # What the environment names is of no concern: nothing answers there.
     command = Command(tmp_path, f"host=127.0.0.1 port={free_port()} dbname=none")
     data = tmp_path / "a folder"
     of_dev = ("--data", str(data))
-    with dev(tmp_path, data) as target, Client(target, options=[DIRECT]) as client:
+    with running_dev(tmp_path, data) as dev, Client(dev.target, options=[DIRECT]) as client:
         assert client.peek_quota("api_calls", "alice").limit == 1000
         command.done("set", "api_calls", "alice", "5000", *of_dev)
         eventually(

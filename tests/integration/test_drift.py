@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -280,6 +281,51 @@ def test_a_change_that_is_on_its_way_is_not_drift(stores: Driven) -> None:
     # The projector does not come.
     stores.sql("UPDATE duostore.outbox SET create_time = create_time - interval '11 seconds'")
     assert stores.found().keys() == {("1", Drift.PROJECTION_OLDER.value)}
+
+
+def test_a_key_that_is_saved_all_the_time_is_not_drift_while_its_row_changes(
+    stores: Driven,
+) -> None:
+    stores.save(key("1"))
+    stores.save(key("1"), done=False)
+    stores.sql("UPDATE duostore.outbox SET create_time = create_time - interval '1 hour'")
+    stores.pauses = (0.0, 0.0, 0.0)
+    stores.items.between = lambda: stores.save(key("1"), done=False)
+    progress = stores.check()
+    assert (progress[-1].drift_count, progress[-1].undecided_count) == (0, 1)
+    # It is saved no more, and the projector does not come.
+    stores.items.between = lambda: None
+    assert stores.found().keys() == {("1", Drift.PROJECTION_OLDER.value)}
+
+
+def stub(stores: Driven, at: EntityKey) -> None:
+    stores.put_item(at, Projection(stores.save(at).version, Form.STUB))
+
+
+def noise(size: int) -> str:
+    """Return text that no compression makes much smaller than half of it."""
+    return random.Random(size).randbytes(size).hex()
+
+
+def test_a_stub_of_what_fits_is_found_missing_and_mended(stores: Driven) -> None:
+    stub(stores, key("1"))
+    # Too large in two shapes, and in one.
+    stores.flags[WRITE] = "both"
+    fits_once = stores.save(key("2"), {"a": noise(250_000)})
+    stores.save(key("3"), {"a": noise(450_000)})
+    held = [stores.dynamodb.read(key(id_)) for id_ in "123"]
+    assert held == [Projection(1, Form.STUB)] * 3
+    stores.flags[WRITE] = "old"
+    missing = Drift.PROJECTION_MISSING.value
+    assert stores.found().keys() == {("1", missing), ("2", missing)}
+    mended = stores.found(repair=True)
+    assert [each.repaired for each in mended.values()] == [True, True]
+    assert stores.found() == {}
+    assert stores.dynamodb.read(key("2")) == stores.shapes.project(fits_once)
+    assert stores.dynamodb.read(key("3")) == Projection(1, Form.STUB)
+    # What cannot be brought is not missed.
+    stores.flags[WRITE] = "both"
+    assert stores.found().keys() == {("1", Drift.PROJECTION_VERSION_MISSING.value)}
 
 
 class VersionsOnly(Judge):

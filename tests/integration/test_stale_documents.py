@@ -193,7 +193,7 @@ def test_a_recomputation_leaves_an_outbox_row_and_who_did_it(dsn: str, pool: Aur
     written = recompute_all(AuroraStaleDocuments(pool, MODELS))["al"].written
     assert written
     ((id_, waits),) = query(dsn, "SELECT id, due_time - create_time FROM duostore.outbox")
-    assert (id_, waits) == (written.outbox_id, INLINE_DUE_AFTER)
+    assert (id_, waits) == (written.row.id, INLINE_DUE_AFTER)
     assert query(dsn, "SELECT operation, caller, request_id, version FROM duostore.audit") == [
         ("save", "duostore", "recompute", 1)
     ]

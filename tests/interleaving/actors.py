@@ -275,7 +275,7 @@ class Stage(Deployment):
             self.claims.read_failed(error, excused=self._is_excused(key))
             return None
         assert reading.payload is not None
-        found = _as_saved(codec.decode(reading.payload), reader._shape_of(key))
+        found = _as_saved(codec.decode(reading.payload), reader._shapes_of(key)[0])
         self.claims.saw(key, reading.version, found, promised=promised, token=token)
         return reading.version, True
 

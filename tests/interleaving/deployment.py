@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from duostore_server.access.drafting import Drafting
     from duostore_server.domain.controls import FlagValue
     from duostore_server.domain.documents import JsonObject
+    from duostore_server.domain.entities import OutboxRow
     from duostore_server.domain.ports import Heads, IdempotencyRecords
     from duostore_server.storage.dynamodb.projections import DynamoProjections
     from tests.interleaving.scheduler import World
@@ -117,7 +118,7 @@ class Deployment(Stores):
         self.statements = True
         self._design = design
         self._nonces_of: dict[str, itertools.count[int]] = {}
-        self._completers: dict[str, Deferred[int]] = {}
+        self._completers: dict[str, Deferred[OutboxRow]] = {}
 
     def kill(self, name: str) -> None:
         """Let a process die where it stands, and with it what it does beside its requests."""
@@ -135,7 +136,7 @@ class Deployment(Stores):
             cache=self._cache(),
             policies=_POLICIES,
             checks=Checks(_POLICIES),
-            shape_of=shapes.to_read,
+            shapes_of=shapes.readable,
             flights=Flights(),
             pauses=(0.005, 0.010),
             pause=lambda _: self.world.step("pause"),
@@ -179,7 +180,7 @@ class Deployment(Stores):
             budget=3600,
         )
 
-    def completer_beside(self, name: str) -> Deferred[int]:
+    def completer_beside(self, name: str) -> Deferred[OutboxRow]:
         """Return the completer of a process, the same each time."""
         return self._completers.setdefault(name, Deferred(self.authority.complete, batch=500))
 

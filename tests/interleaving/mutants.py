@@ -179,7 +179,7 @@ class _KeepsTheRowsId(FakeAuthority):
         if waiting is None:
             return written
         self._outbox[change.key] = waiting
-        return replace(written, outbox_id=waiting.id)
+        return replace(written, row=replace(written.row, id=waiting.id))
 
 
 class _CacheIgnoresMinVersion(Reader):

@@ -47,6 +47,7 @@ from tests.support.writer_stack import FakeRecords
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from duostore_server.domain.entities import OutboxRow
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.ports import Cache
     from tests.interleaving.scheduler import World
@@ -86,7 +87,7 @@ class QueryStage(QueryStores):
         self.design = design
         self.answers = self.hits = 0
         self._nonces_of: dict[str, itertools.count[int]] = {}
-        self._completers: dict[str, Deferred[int]] = {}
+        self._completers: dict[str, Deferred[OutboxRow]] = {}
 
     def prime(self, *keys: EntityKey, cached: bool = False) -> None:
         """Let there be a version 1 of each, brought on, and cached if so wanted."""
@@ -260,7 +261,7 @@ class QueryStage(QueryStores):
     def _noted(self) -> Noted:
         return Noted(self, self.design.generations(self._cache(), lambda: NOON))
 
-    def _completer(self, name: str) -> Deferred[int]:
+    def _completer(self, name: str) -> Deferred[OutboxRow]:
         return self._completers.setdefault(name, Deferred(self.authority.complete, batch=500))
 
     def _propagation(self, cache: Cache) -> Propagation:

@@ -261,6 +261,8 @@ def test_writes_are_refused_for_a_while_and_all_else_goes_on(
     with capture_logs((structlog.contextvars.merge_contextvars,)) as logs:
         [told] = admin.set_read_only(kind, "the tables are moved")
     assert (told.kind, told.reason, told.caller) == (kind, "the tables are moved", "ops")
+    # As it is set, whether or not it is in force here by now.
+    assert [found.kind for found in admin.status().read_only] == [kind]
     [line] = [line for line in logs if line["event"] == "read-only mode set"]
     assert (line["reason"], line["caller"]) == ("the tables are moved", "ops")
     try:

@@ -24,6 +24,7 @@ COMMAND = ("backfill", "--kind", "note")
 BROKEN = status(grpc.StatusCode.UNAVAILABLE, "the connection broke")
 DENIED = status(grpc.StatusCode.PERMISSION_DENIED, "not you", reason("PERMISSION_DENIED"))
 HALF = backfilled(doneCount=500, projectedCount=20, remaining="90s")
+LAST = "2026-01-02T04:00:00.5Z"
 DONE = backfilled("DONE", doneCount=1003, projectedCount=40, partsDone=4)
 
 # A stream that stays open.
@@ -90,9 +91,19 @@ def test_a_backfill_is_watched_to_its_end(admin: ScriptedAdmin, target: str) -> 
     ran = duostore(*COMMAND, "--target", target)
     assert (ran.exit_code, ran.stderr) == (0, "")
     assert ran.stdout.splitlines() == [
-        "backfill note: done, 1,003 done",
+        "backfill note: done at 2026-01-02 03:04:06 UTC, 1,003 entities in 1 s",
         "  40 projected, 963 unchanged; 4 of 4 parts done; as many as go",
     ]
+
+
+def test_one_that_was_stopped_is_shown(admin: ScriptedAdmin, target: str) -> None:
+    for state in ("PAUSED", "CANCELLED"):
+        admin.script("Backfill", [backfilled(state, doneCount=500, updateTime=LAST)])
+        ran = duostore(*COMMAND, "--show", "--target", target)
+        assert ran.stdout.splitlines()[0] == (
+            f"backfill note: {state.lower()}, 500 of about 1,000 entities; "
+            "it last went on at 2026-01-02 04:00:00 UTC"
+        )
 
 
 def test_one_that_runs_is_shown(admin: ScriptedAdmin, target: str) -> None:
@@ -103,7 +114,7 @@ def test_one_that_runs_is_shown(admin: ScriptedAdmin, target: str) -> None:
     ran = duostore(*COMMAND, "--show", "--target", target)
     assert (ran.exit_code, ran.stderr) == (0, "")
     assert ran.stdout.splitlines() == [
-        "backfill note: running, 500 of about 1,000 done, about 1 min 30 s left",
+        "backfill note: running, 500 of about 1,000 entities, about 1 min 30 s left",
         (
             "  20 projected, 478 unchanged, 2 failed (the log says why);"
             " 1 of 4 parts done; at most 2,000/s"
@@ -162,7 +173,7 @@ def test_a_lost_connection_is_looked_for_and_never_starts_another(
     ran = duostore(*COMMAND, "--target", target)
     assert ran.exit_code == 0
     assert actions(admin) == ["RUN", "SHOW", "SHOW", "SHOW"]
-    assert ran.stdout.startswith("backfill note: done")
+    assert ran.stdout.startswith("backfill note: done at ")
     told = ran.stderr.splitlines()
     assert told[0].startswith("The connection was lost (the connection broke")
     assert told[0].endswith("The backfill goes on; trying again.")
@@ -186,7 +197,8 @@ def test_a_service_that_is_restarted_is_waited_for(admin: ScriptedAdmin) -> None
         seen = running.ended()
     assert seen.exit_code == 0
     assert "The backfill goes on; trying again." in seen.screen
-    assert "backfill note: done, 1,003 done" in seen.screen
+    assert "backfill note: done at" in seen.screen
+    assert "1,003 entities in 1 s" in seen.screen
     assert actions(admin) == ["RUN", "SHOW"]
 
 

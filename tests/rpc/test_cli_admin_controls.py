@@ -62,6 +62,13 @@ def test_a_reason_is_needed_and_bounded() -> None:
         assert duostore("readonly", "on", *options).exit_code == 2, options
 
 
+@pytest.mark.parametrize("command", [["on", "--reason", "r"], ["off"]])
+def test_a_kind_that_is_empty_is_not_taken_for_all_of_them(command: list[str]) -> None:
+    ran = duostore("readonly", *command, "--kind", "")
+    assert ran.exit_code == 2
+    assert "leave it out" in ran.stderr
+
+
 def test_writes_are_taken_again_but_for_what_is_still_refused(
     admin: ScriptedAdmin, target: str
 ) -> None:

@@ -50,7 +50,8 @@ class Engine:
     """An authority that holds nothing yet.
 
     ``elapse`` makes all rows of the outbox and of the idempotency keys so much older.
-    ``audit`` returns what was written, in the order of its times.
+    ``audit`` returns what was written, in the order of its times. ``moves_rows``: it does so by
+    their times, and not by the clock.
     """
 
     authority: Authority
@@ -59,6 +60,7 @@ class Engine:
     idempotency: IdempotencyRows
     elapse: Elapse
     audit: Callable[[], Sequence[AuditRow]]
+    moves_rows: bool
 
 
 def soon() -> Deadline:
@@ -149,6 +151,7 @@ def on_postgresql(
         AuroraIdempotency(pool),
         elapse,
         audit,
+        moves_rows=True,
     )
 
 
@@ -166,4 +169,4 @@ def in_memory() -> Engine:
         now += seconds
 
     fake = FakeAuthority(clock=clock)
-    return Engine(fake, fake, fake, fake, elapse, lambda: list(fake.audit))
+    return Engine(fake, fake, fake, fake, elapse, lambda: list(fake.audit), moves_rows=False)

@@ -108,7 +108,7 @@ class Driven:
         transaction = Transaction((change,), Origin("tests", ""))
         (written,) = self.authority.write(transaction, soon()).written
         if done and self.propagation.propagate((written.entity,), soon()):
-            self.outbox.complete((written.outbox_id,), soon())
+            self.outbox.complete((written.row,), soon())
         return written.entity
 
     def forget_outbox(self) -> None:
@@ -165,7 +165,7 @@ class Driven:
             items=self.items,
             cache=self.cache,
             outbox=self.outbox,
-            judge=judge(self.shapes, codec.decode, codec.head_entity),
+            judge=judge(self.shapes, codec.decode, codec.head_entity, self.items.fits),
             policies=POLICIES,
             pause=threading.Event().wait,
             pauses=self.pauses,

@@ -157,14 +157,29 @@ class FakeAuthority:
             )[:limit]
             for _, _, key in due:
                 self._outbox[key] = replace(self._outbox[key], due_time=now + self._claim)
-            return [OutboxRow(id_, key) for _, id_, key in due]
+            return [OutboxRow(id_, key, _at(now)) for _, id_, key in due]
 
-    def complete(self, ids: Collection[int], deadline: Deadline) -> None:
+    def complete(self, rows: Collection[OutboxRow], deadline: Deadline) -> None:
         deadline.bound(_OWN_TIMEOUT)
         self._step("outbox.complete")
         with self._lock:
-            for key in [key for key, row in self._outbox.items() if row.id in ids]:
-                del self._outbox[key]
+            for done in rows:
+                self._complete(done)
+
+    def forget(self, keys: Collection[EntityKey]) -> None:
+        """Lose the outbox rows of keys, behind everybody's back."""
+        with self._lock:
+            for key in keys:
+                self._outbox.pop(key, None)
+
+    def _complete(self, done: OutboxRow) -> None:
+        row = self._outbox.get(done.key)
+        if row is None or row.id < done.id:
+            return
+        if row.id == done.id:
+            del self._outbox[done.key]
+        elif _at(row.create_time) < done.as_of <= _at(self._clock()):
+            self._outbox[done.key] = replace(row, create_time=done.as_of.timestamp())
 
     def backlog(self, deadline: Deadline) -> Backlog:
         deadline.bound(_OWN_TIMEOUT)
@@ -198,7 +213,8 @@ class FakeAuthority:
         self._step("outbox.oblige")
         with self._lock:
             now = self._clock()
-            rows = [OutboxRow(self._next_id(), key) for key in sorted(set(keys), key=str)]
+            ordered = sorted(set(keys), key=str)
+            rows = [OutboxRow(self._next_id(), key, _at(now)) for key in ordered]
             for row in rows:
                 self._queue(row.key, row.id, now, due_after)
         for row in rows:
@@ -345,7 +361,7 @@ class FakeAuthority:
             outbox_id = self._next_id()
         self._entities[change.key] = entity
         self._queue(change.key, outbox_id, now, change.due_after)
-        return Written(entity, outbox_id)
+        return Written(entity, OutboxRow(outbox_id, change.key, _at(now)))
 
     def _queue(self, key: EntityKey, outbox_id: int, now: float, due_after: timedelta) -> None:
         row = Row(outbox_id, now + due_after / timedelta(seconds=1), now)

@@ -7,7 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from duostore_server.domain.admin_ports import EntityPage
-from duostore_server.domain.backfills import Backfill, BackfillPart, BackfillState
+from duostore_server.domain.backfills import (
+    CLAIM_SECONDS,
+    Advanced,
+    Backfill,
+    BackfillPart,
+    BackfillState,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,7 +25,6 @@ if TYPE_CHECKING:
     from duostore_server.domain.keys import EntityKey
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
-CLAIM_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -35,7 +40,7 @@ class FakeBackfills:
     """``admin_ports.Backfills`` in memory: one backfill for each kind, in parts that are told.
 
     ``cuts`` are the keys after which the second part begins, the third and so on. ``step`` is
-    called with ``claim``, ``advance`` or ``find`` before that takes effect.
+    called with ``claim``, ``hold``, ``advance`` or ``find`` before that takes effect.
     """
 
     def __init__(
@@ -122,20 +127,23 @@ class FakeBackfills:
         ]
         for part in free[:limit]:
             part.claimed_until = now + CLAIM_SECONDS
-            part.at = replace(part.at, claim=part.at.claim + 1, rate=self._rate(part.at.kind))
+            part.at = replace(part.at, claim=part.at.claim + 1)
+        for part in free[:limit]:
+            part.at = replace(part.at, rate=self._rate(part))
         return [part.at for part in free[:limit]]
 
-    def advance(self, part: BackfillPart, batch: Batch, deadline: Deadline) -> BackfillPart | None:
+    def hold(self, part: BackfillPart, deadline: Deadline) -> BackfillPart | None:
+        deadline.bound(1.0)
+        self.step("hold")
+        held = self._held(part)
+        return None if held is None else self._hold(held)
+
+    def advance(self, part: BackfillPart, batch: Batch, deadline: Deadline) -> Advanced:
         deadline.bound(1.0)
         self.step("advance")
-        held = next(
-            each
-            for each in self.parts
-            if (each.at.backfill, each.at.number) == (part.backfill, part.number)
-        )
-        ours = held.at.claim == part.claim and held.at.after == part.after
-        if not ours or held.ended or not self._runs(held):
-            return None
+        held = self._held(part)
+        if held is None:
+            return Advanced(is_counted=False, part=None)
         self.batches.append((part, batch))
         kind = self.backfills[part.kind]
         self._set(
@@ -152,22 +160,41 @@ class FakeBackfills:
             ended = done == len(parts)
             state = BackfillState.DONE if ended else kind.state
             self._set(part.kind, parts_done=done, state=state)
-            return None
-        held.claimed_until = self._clock() + CLAIM_SECONDS
-        held.at = replace(part, after=batch.last, rate=self._rate(part.kind))
-        return held.at
+            return Advanced(is_counted=True, part=None)
+        held.at = replace(part, after=batch.last)
+        return Advanced(is_counted=True, part=self._hold(held))
 
     def change(self, kind: str, **fields: object) -> None:
         """Set fields of a backfill, as others would come to do by what they do."""
         self._set(kind, **fields)
 
+    def _held(self, part: BackfillPart) -> Part | None:
+        """Return a part as the table holds it, if it is still that and can be advanced."""
+        (held,) = (
+            each
+            for each in self.parts
+            if (each.at.backfill, each.at.number) == (part.backfill, part.number)
+        )
+        ours = (held.at.claim, held.at.after) == (part.claim, part.after)
+        return held if ours and not held.ended and self._runs(held) else None
+
+    def _hold(self, held: Part) -> BackfillPart:
+        held.claimed_until = self._clock() + CLAIM_SECONDS
+        held.at = replace(held.at, rate=self._rate(held))
+        return held.at
+
     def _runs(self, part: Part) -> bool:
         newest = self.backfills[part.at.kind]
         return part.at.backfill == newest.id and newest.state is BackfillState.RUNNING
 
-    def _rate(self, kind: str) -> float:
-        newest = self.backfills[kind]
-        return newest.rate / max(1, newest.parts - newest.parts_done)
+    def _rate(self, held: Part) -> float:
+        now = self._clock()
+        claimed = sum(
+            part is held or (not part.ended and part.claimed_until > now)
+            for part in self.parts
+            if part.at.backfill == held.at.backfill
+        )
+        return self.backfills[held.at.kind].rate / claimed
 
     def _set(self, kind: str, **fields: object) -> None:
         self.backfills[kind] = replace(self.backfills[kind], **fields)  # type: ignore[arg-type]  # by name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from duostore_server.domain.deadline import Deadline
@@ -87,11 +87,15 @@ class Engine:
         self.client.update_item(
             TableName=self.table,
             Key={"pk": {"S": str(key)}},
-            UpdateExpression="SET version = :version, payload = :payload REMOVE #encoding",
+            UpdateExpression="SET version = :version, payload = :payload, crc = :crc "
+            "REMOVE #encoding",
             ExpressionAttributeNames={"#encoding": "encoding"},
             ExpressionAttributeValues={
                 ":version": {"N": str(version)},
                 ":payload": {"B": payload},
+                ":crc": encode(
+                    key, Projection(version, Form.VALUE, payload), compress_above=len(payload)
+                ).item["crc"],
             },
         )
 
@@ -159,6 +163,15 @@ def direct(client: DynamoDBClient, prefix: str = "", *, statements: bool = True)
 _GARBAGE = {"payload": {"B": b"garbage"}, "encoding": {"S": "zstd"}}
 _FRAME = encode(KEY, value(1, TEXT), compress_above=0).item["payload"]["B"]
 _VALUE = {"version": {"N": "7"}, "form": {"S": "value"}}
+
+
+def _attributes(key: EntityKey) -> dict[str, Any]:
+    """Return what is put of version 7 of an entity, but for its key."""
+    item = encode(key, value(7, TEXT), compress_above=0).item
+    return {name: held for name, held in item.items() if name != "pk"}
+
+
+_WHOLE = _attributes(KEY)
 _LATER = {**_VALUE, "payload": {"B": b"p"}, "version_2": {"N": "7"}}
 
 # Attributes that make no projection, and the version that is seen in them.
@@ -174,6 +187,26 @@ UNREADABLE: dict[str, tuple[dict[str, Any], int]] = {
     "payload of text": ({**_VALUE, "payload": {"S": "p"}}, 7),
     "corrupt payload": ({**_VALUE, **_GARBAGE}, 7),
     "torn payload": ({**_VALUE, "payload": {"B": _FRAME[:-3]}, "encoding": {"S": "zstd"}}, 7),
+    "a payload that was changed": (
+        {**_VALUE, "payload": {"B": b"changed"}, "crc": _WHOLE["crc"]},
+        7,
+    ),
+    "the payload of another item": (_attributes(replace(KEY, id="another")), 7),
+    "the payload of another version": (
+        {**_WHOLE, "version": {"N": "8"}},
+        8,
+    ),
+    "the first shape's payload as the second": (
+        {
+            **_VALUE,
+            "payload_2": _WHOLE["payload"],
+            "encoding_2": _WHOLE["encoding"],
+            "crc_2": _WHOLE["crc"],
+            "version_2": {"N": "7"},
+        },
+        7,
+    ),
+    "a crc of text": ({**_VALUE, "payload": {"B": b"p"}, "crc": {"S": "1"}}, 7),
     "unknown encoding": ({**_VALUE, "payload": {"B": b"p"}, "encoding": {"S": "brotli"}}, 7),
     "later payload of text": ({**_LATER, "payload_2": {"S": "p"}}, 7),
     "torn later payload": (

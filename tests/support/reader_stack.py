@@ -89,7 +89,7 @@ class FakeProjections:
     def put(self, key: EntityKey, projection: Projection, deadline: Deadline) -> Projection:
         deadline.bound(1.0)
         held = self.held.get(key)
-        if held is None or is_behind(held, projection):
+        if held is None or is_behind(held, projection) or _is_stub_of(held, projection):
             self.held[key] = projection
         return self.held[key]
 
@@ -97,6 +97,10 @@ class FakeProjections:
         self, projections: Mapping[EntityKey, Projection], deadline: Deadline
     ) -> Mapping[EntityKey, Projection]:
         return {key: self.put(key, one, deadline) for key, one in projections.items()}
+
+
+def _is_stub_of(held: Projection, projection: Projection) -> bool:
+    return held == Projection(projection.version, Form.STUB)
 
 
 class FakeHeads:
@@ -165,7 +169,7 @@ class Stack:
         self.flights = Flights()
         self.during_pause: Callable[[], object] = _nothing
         self.flags: dict[str, FlagValue] = {}
-        self.shapes = Shapes(policies, codec.encode, self.flags.__getitem__)
+        self.shapes = Shapes(policies, codec.encode, self.flags.get)
         self.reader = reader(
             sources={
                 Home.AURORA: ProjectedSource(self.authority, self.projections, self.shapes),
@@ -174,7 +178,7 @@ class Stack:
             cache=self.cache,
             policies=policies,
             checks=Checks(policies),
-            shape_of=self.shapes.to_read,
+            shapes_of=self.shapes.readable,
             flights=self.flights,
             pauses=pauses,
             pause=pause or self._pause,

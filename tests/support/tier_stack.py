@@ -87,6 +87,8 @@ class FakeItems:
 
     def __init__(self) -> None:
         self.held: dict[EntityKey, HeldItem] = {}
+        # Documents of more bytes, in all shapes together, leave a stub.
+        self.largest = 10_000
 
     def hold(self, key: EntityKey, projection: Projection, fault: str = "") -> None:
         """Let an item be there, behind everybody's back."""
@@ -106,8 +108,9 @@ class FakeItems:
     ) -> Mapping[EntityKey, Projection]:
         deadline.bound(1.0)
         for key, projection in projections.items():
-            if key not in self.held or _gives_way(self.held[key].projection, projection):
-                self.hold(key, projection)
+            put = self._fitting(key, projection)
+            if key not in self.held or _gives_way(self.held[key].projection, put):
+                self.hold(key, put)
         return {key: self.held[key].projection for key in projections}
 
     def inspect(
@@ -123,8 +126,11 @@ class FakeItems:
         if by is None:
             del self.held[found.key]
         else:
-            self.hold(found.key, by)
+            self.hold(found.key, self._fitting(found.key, by))
         return True
+
+    def fits(self, _key: EntityKey, projection: Projection) -> bool:
+        return sum(len(projection.in_shape(n) or b"") for n in projection.shapes) <= self.largest
 
     def page(self, start: str | None, limit: int, deadline: Deadline) -> ItemPage:
         deadline.bound(1.0)
@@ -139,8 +145,14 @@ class FakeItems:
         deadline.bound(1.0)
         return list(self.held.values())[:limit]
 
+    def _fitting(self, key: EntityKey, projection: Projection) -> Projection:
+        stub = Projection(projection.version, Form.STUB)
+        return projection if self.fits(key, projection) else stub
+
 
 def _gives_way(held: Projection, put: Projection) -> bool:
+    if held.version == put.version and held.form is Form.STUB:
+        return put.form is not Form.STUB
     if held.version == put.version and held.form is put.form is Form.VALUE:
         return not put.shapes <= held.shapes
     return held.version < put.version
@@ -288,7 +300,7 @@ class Tiers:
         self.entities = Told("entities", self.table, self.asked)
         self.verifications = Told("verifications", self.noted, self.asked)
         self.shapes = Shapes(POLICIES, codec.encode, lambda name: self.flags[name])
-        self.judge = judge(self.shapes, codec.decode, codec.head_entity)
+        self.judge = judge(self.shapes, codec.decode, codec.head_entity, self.stored.fits)
         self.examining = examining(
             authority=self.authority,
             items=self.items,
@@ -349,7 +361,7 @@ class Tiers:
         (written,) = self.rows.write(Transaction((change,), Origin("", "")), soon()).written
         if done:
             self.bring(written.entity)
-            self.rows.complete((written.outbox_id,), soon())
+            self.rows.complete((written.row,), soon())
         return written.entity
 
     def bring(self, entity: Entity) -> None:

@@ -29,7 +29,7 @@ from duostore_server.domain.snapshots import (
     SnapshotPage,
     StoredSnapshot,
 )
-from duostore_server.domain.transactions import Origin
+from duostore_server.domain.transactions import Applied, Origin, Recorded
 from duostore_server.storage.cache.memory import MemoryCache
 from tests.support.fake_authority import FakeAuthority
 from tests.support.reader_stack import FakeProjections, Told
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
         Idempotency,
         IdempotencyKey,
         Outcome,
-        Recorded,
     )
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -87,10 +86,17 @@ class FakeHeads:
 
     def __init__(self) -> None:
         self.changes: list[HeadChange] = []
+        self.recorded: dict[IdempotencyKey, Recorded] = {}
 
     def write(self, change: HeadChange, _: Deadline) -> HeadWritten:
         self.changes.append(change)
+        if (once := change.idempotency) is not None:
+            applied = Applied(len(self.changes), change.now)
+            self.recorded[once.key] = Recorded(once.request_hash, (applied,))
         return HeadWritten(len(self.changes), change.now)
+
+    def recall(self, key: IdempotencyKey, _: Deadline) -> Recorded | None:
+        return self.recorded.get(key)
 
 
 class FakeSnapshots:

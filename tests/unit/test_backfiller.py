@@ -10,7 +10,7 @@ import pytest
 from duostore_server import codec
 from duostore_server.access.reprojecting import Reprojecting
 from duostore_server.access.shapes import Shapes
-from duostore_server.domain.backfills import BackfillState
+from duostore_server.domain.backfills import CLAIM_SECONDS, BackfillState
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.entities import Cached, Form, Projection
 from duostore_server.domain.errors import (
@@ -30,7 +30,7 @@ from duostore_server.storage.cache.memory import MemoryCache
 from duostore_server.workers.backfiller import SETTLE_SECONDS, Backfiller
 from duostore_server.workers.loop import IncompleteRoundError
 from tests.support.fake_authority import FakeAuthority
-from tests.support.fake_backfills import CLAIM_SECONDS, NOON, FakeBackfills, FakeEntities
+from tests.support.fake_backfills import NOON, FakeBackfills, FakeEntities
 from tests.support.reader_stack import Clock, FakeProjections, Told, down
 
 if TYPE_CHECKING:
@@ -397,7 +397,7 @@ def test_who_has_lost_a_part_leaves_it() -> None:
     assert world.counts[0] == 10
     world.backfiller = other
     world.finish()
-    assert world.counts == (40, 30, 0)
+    assert world.counts == (40, 40, 0)
     assert len(world.stored.held) == 40
 
 
@@ -426,6 +426,77 @@ def test_no_more_is_done_in_a_second_than_the_rate_allows(rate: int, parts: int)
     assert world.counts[0] >= rate * 2.9 - rate * 0.2
 
 
+class Paced:
+    """Processes that come and go, in a time that passes for all of them."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.working: list[Backfiller] = []
+        # The time, and how many entities were looked at by then.
+        self.seen: list[tuple[float, int]] = []
+
+    def work(self, seconds: float) -> None:
+        """Let all of them work for so long."""
+        end = self.world.clock.now + seconds
+        while self.world.clock.now < end:
+            for each in self.working:
+                while each.run_once():
+                    pass
+            self.seen.append((self.world.clock.now, self.world.counts[0]))
+            self.world.clock.now += 0.05
+
+    def per_second(self, seconds: float) -> float:
+        """Return how many were looked at in a second, in the last so many."""
+        (began, before), (ended, after) = self.seen[-round(seconds / 0.05)], self.seen[-1]
+        return (after - before) / (ended - began)
+
+    def assert_never_above(self, rate: int, parts: int) -> None:
+        """Hold all times against the rate, and what one batch of each part may be ahead."""
+        ahead = rate * 0.5 + parts
+        for at, (began, before) in enumerate(self.seen):
+            for ended, after in self.seen[at:]:
+                assert after - before <= rate * (ended - began) + ahead, (began, ended)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_the_rate_is_had_by_the_parts_that_are_held_however_few(workers: int) -> None:
+    world = World(2400, parts=4, rate=60, workers=workers, batch=100)
+    paced = Paced(world)
+    paced.working.append(world.backfiller)
+    paced.work(SETTLE_SECONDS + 6)
+    assert paced.per_second(5) == pytest.approx(60, rel=0.11)
+
+
+def test_whatever_processes_come_and_go_they_do_together_what_the_rate_allows() -> None:
+    rate, parts = 60, 6
+    world = World(7200, parts=parts, rate=rate, workers=2, batch=200)
+    paced = Paced(world)
+    steady: list[float] = []
+    for come in (world.backfiller, world.another(), world.another()):
+        paced.working.append(come)
+        paced.work(SETTLE_SECONDS + 5)
+        steady.append(paced.per_second(4))
+    # Its claims count until they run out, since it cannot tell anybody that it has died.
+    del paced.working[0]
+    paced.work(CLAIM_SECONDS + 5)
+    steady.append(paced.per_second(4))
+    paced.working.append(world.another())
+    paced.work(SETTLE_SECONDS + 5)
+    steady.append(paced.per_second(4))
+    assert steady == pytest.approx([rate] * 5, rel=0.15)
+    assert world.state is BackfillState.RUNNING
+    paced.assert_never_above(rate, parts)
+
+
+def test_parts_that_end_soon_are_not_done_faster() -> None:
+    world = World(256, parts=64, rate=20, workers=2)
+    paced = Paced(world)
+    paced.working.append(world.backfiller)
+    paced.work(SETTLE_SECONDS + 6)
+    assert paced.seen[-1][1] > 20
+    paced.assert_never_above(20, 2)
+
+
 def test_time_that_was_lost_is_not_made_up_for_in_one_go() -> None:
     world = World(1000, rate=100, batch=50)
     world.settle()
@@ -449,6 +520,100 @@ def test_a_part_that_waits_for_its_rate_is_held_on_to() -> None:
         world.clock.now += 0.1
     assert world.counts == (32, 32, 0)
     assert {part.at.claim for part in world.backfills.parts} == {1}
+
+
+def test_a_part_is_held_on_to_while_all_batches_are_as_slow_as_may_be() -> None:
+    world = World(120, parts=3, rate=10, workers=3, batch=1)
+    other = world.another()
+
+    def slow(after: EntityKey | None, _: int) -> None:
+        if after is not None and after.id < "n0040":
+            # Whoever else is there looks for what is free all the while.
+            for _ in range(55):
+                world.clock.now += 0.1
+                other.run_once()
+
+    world.settle()
+    world.entities.step = slow
+    for _ in range(60):
+        world.backfiller.run_once()
+        world.clock.now += 0.1
+    assert world.clock.now > 3 * CLAIM_SECONDS
+    assert {part.at.claim for part in world.backfills.parts} == {1}
+
+
+def test_parts_are_held_on_to_before_their_first_batch_too() -> None:
+    world = World(40)
+    other = world.another()
+    world.backfiller.run_once()
+    (part,) = world.backfills.parts
+    # A claim of which hardly anything is left when the first batch may begin.
+    part.claimed_until = SETTLE_SECONDS + 1
+
+    def slow(_after: object, _limit: object) -> None:
+        for _ in range(50):
+            world.clock.now += 0.1
+            other.run_once()
+
+    world.entities.step = slow
+    world.clock.now = SETTLE_SECONDS + 0.1
+    world.backfiller.run_once()
+    assert world.counts[0] == 10
+    assert part.at.claim == 1
+
+
+def test_what_outlasts_its_time_is_given_up_before_the_claim_runs_out() -> None:
+    world = World(30)
+    world.settle()
+    began = world.clock.now
+
+    def slow(*_: object) -> None:
+        world.clock.now += CLAIM_SECONDS / 2
+
+    world.entities.step = slow
+    with pytest.raises(IncompleteRoundError):
+        world.backfiller.run_once()
+    assert world.clock.now - began < CLAIM_SECONDS
+    assert not world.stored.held
+    world.entities.step = lambda *_: None
+    world.clock.now += CLAIM_SECONDS
+    world.finish()
+    assert world.counts == (30, 30, 0)
+
+
+def test_there_is_time_for_a_batch_of_a_slow_store() -> None:
+    world = World(30)
+    world.settle()
+
+    def slow(*_: object) -> None:
+        world.clock.now += 5
+
+    world.entities.step = slow
+    assert world.backfiller.run_once()
+    assert world.counts == (10, 10, 0)
+
+
+def test_a_batch_of_which_the_checkpoint_is_anothers_is_not_counted() -> None:
+    world = World(40)
+    world.settle()
+    world.backfiller.run_once()
+    other = world.another()
+
+    def lose(*_: object) -> None:
+        world.entities.step = lambda *_: None
+        world.clock.now += CLAIM_SECONDS + 1
+        other.run_once()
+
+    # Between what was put and what is noted.
+    world.projections.after["put_all"] = lambda: lose() if not other._held else None
+    world.backfiller.run_once()
+    assert other._held
+    assert world.counts == (10, 10, 0)
+    world.projections.after.clear()
+    world.backfiller = other
+    world.finish()
+    assert world.counts == (40, 30, 0)
+    assert world.counted == {("note", "projected"): 30, ("note", "unchanged"): 10}
 
 
 def test_a_new_rate_holds_from_the_next_batch_on() -> None:
@@ -475,7 +640,7 @@ def test_a_cache_that_is_down_holds_up_nothing_and_what_may_be_older_is_left_to_
         world.stored.held[key(number)] = Projection(1, Form.VALUE, b"")
     world.save(3, {"title": "new"})
     keys = [key(number) for number in range(10)]
-    world.rows.complete([row.id for row in world.rows.find(keys, soon()).values()], soon())
+    world.rows.forget(keys)
     world.cache.before["invalidate"] = down(Store.CACHE)
     world.finish()
     assert world.counts == (10, 10, 0)

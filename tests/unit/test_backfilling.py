@@ -18,7 +18,7 @@ from duostore_server.domain.errors import (
     StoreUnavailableError,
 )
 from duostore_server.domain.policies import Home, KindPolicy, Policies, ProjectionMode
-from tests.support.fake_backfills import FakeBackfills
+from tests.support.fake_backfills import NOON, FakeBackfills
 from tests.support.reader_stack import Clock
 
 if TYPE_CHECKING:
@@ -96,6 +96,48 @@ def test_the_remaining_time_is_that_at_the_pace_of_late() -> None:
     watch.during = watch.does(per_second=1000)
     fast = [next(run) for _ in range(200)][-1]
     assert fast[1] == pytest.approx(timedelta(seconds=(1_000_000 - fast[0].done) / 1000), rel=0.01)
+
+
+def test_the_pace_of_late_is_that_of_ten_seconds() -> None:
+    watch = Watch(total=1_000_000)
+    run = watch.run()
+    watch.during = watch.does(per_second=1000)
+    for _ in range(100):
+        next(run)
+    watch.during = watch.does(per_second=10)
+    told = [next(run) for _ in range(21)][-1]
+    assert told[1] == pytest.approx(timedelta(seconds=(1_000_000 - told[0].done) / 10), rel=0.01)
+
+
+def test_the_time_until_the_first_batch_says_nothing_of_the_pace() -> None:
+    watch = Watch(total=10_000)
+    run = watch.run()
+    for _ in range(7):
+        next(run)
+    watch.during = watch.does(per_second=100)
+    told = [next(run) for _ in range(6)][-1]
+    assert told[1] == pytest.approx(timedelta(seconds=(10_000 - told[0].done) / 100), rel=0.01)
+
+
+def test_with_another_rate_the_pace_is_told_anew() -> None:
+    watch = Watch(total=100_000)
+    run = watch.run(rate=10)
+    watch.during = watch.does(per_second=10)
+    for _ in range(40):
+        next(run)
+    watch.backfills.change("note", rate=1000)
+    watch.during = watch.does(per_second=1000)
+    told = [next(run) for _ in range(6)][-1]
+    assert told[1] == pytest.approx(timedelta(seconds=(100_000 - told[0].done) / 1000), rel=0.01)
+
+
+def test_nobody_is_told_of_a_pace_above_the_rate() -> None:
+    watch = Watch(total=100_000)
+    run = watch.run(rate=100)
+    # A batch that came just before the look.
+    watch.during = watch.does(per_second=130)
+    told = [next(run) for _ in range(10)][-1]
+    assert told[1] == pytest.approx(timedelta(seconds=(100_000 - told[0].done) / 100), rel=0.01)
 
 
 def test_before_anything_is_done_nothing_is_said_of_the_remaining_time() -> None:
@@ -214,7 +256,37 @@ def test_what_is_not_there_is_not_found_and_of_no_kind_is_refused() -> None:
         lambda kind: watch.backfilling.cancel(kind, caller="", deadline=watch.soon()),
     ]
     for call in calls:
-        with pytest.raises(BackfillNotFoundError):
+        with pytest.raises(BackfillNotFoundError, match=r"^there is no backfill of 'note'$"):
             call("note")
         with pytest.raises(InvalidRequestError):
             call("other")
+
+
+@pytest.mark.parametrize(
+    ("state", "ended"),
+    [
+        (
+            BackfillState.DONE,
+            "was done at 2026-11-23 12:01:00 UTC, with 1000 entities",
+        ),
+        (
+            BackfillState.CANCELLED,
+            "was cancelled after 1000 of about 5000 entities",
+        ),
+    ],
+)
+def test_of_one_that_has_ended_it_is_said_when_and_with_what(
+    state: BackfillState, ended: str
+) -> None:
+    watch = Watch(total=5000)
+    watch.backfilling.start("note", rate=0, parallel=0, caller="", deadline=watch.soon())
+    end = NOON + timedelta(minutes=1)
+    watch.backfills.change("note", done=1000, failed=3, state=state, update_time=end)
+    for stop in (watch.backfilling.pause, watch.backfilling.cancel):
+        with pytest.raises(BackfillNotFoundError) as caught:
+            stop("note", caller="", deadline=watch.soon())
+        assert str(caught.value) == (
+            f"no backfill of 'note' is under way: the last one {ended}, "
+            "of which 3 could not be projected"
+        )
+        assert caught.value.metadata == {"kind": "note"}

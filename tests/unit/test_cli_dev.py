@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from psycopg.conninfo import conninfo_to_dict
 
-from duostore_server.cli.dev import greeting, program
+from duostore_server.cli.dev import greeting, passed_over, program
 from duostore_server.cli.source_notes import told, unfit
 from duostore_server.config import load
 from duostore_server.storage.aurora.triggers import Unnoted, Why
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pytest
 
 
+DYNAMODB = "http://127.0.0.1:46001"
 DSN = "host='/tmp/socket' port='5433' user='postgres' dbname='postgres'"
 
 
@@ -67,14 +68,14 @@ def test_a_module_is_called_as_one() -> None:
 def test_the_greeting_names_the_program_so(tmp_path: Path) -> None:
     config = tmp_path / "duostore.toml"
     config.write_text("[kinds.proposal]\n")
-    lines = greeting(load(config, {}), tmp_path / "data", ".venv/bin/duostore", DSN)
+    lines = greeting(load(config, {}), tmp_path / "data", ".venv/bin/duostore", DSN, DYNAMODB)
     assert "  .venv/bin/duostore get proposal 1 --target 127.0.0.1:50051" in lines
 
 
 def test_of_quotas_alone_the_greeting_tries_one(tmp_path: Path) -> None:
     config = tmp_path / "duostore.toml"
     config.write_text("[quotas.'api calls']\nlimit = 5\nwindow = '1m'\n")
-    lines = greeting(load(config, {}), tmp_path / "data", "duostore", DSN)
+    lines = greeting(load(config, {}), tmp_path / "data", "duostore", DSN, DYNAMODB)
     assert "  duostore quota 'api calls' alice --target 127.0.0.1:50051" in lines
     assert any("duostore.v1.DataAccess/Quota" in line for line in lines)
 
@@ -89,7 +90,7 @@ def test_of_what_nobody_saves_the_greeting_tries_a_query(tmp_path: Path) -> None
 
     def told(text: str) -> str:
         config.write_text(text)
-        return "\n".join(greeting(load(config, {}), tmp_path / "data", "duostore", DSN))
+        return "\n".join(greeting(load(config, {}), tmp_path / "data", "duostore", DSN, DYNAMODB))
 
     assert "  duostore query 'the first' --target 127.0.0.1:50051" in told(card + query)
     assert "duostore.v1.DataAccess/Query" in told(query)
@@ -100,15 +101,76 @@ def test_of_what_nobody_saves_the_greeting_tries_a_query(tmp_path: Path) -> None
 def test_the_greeting_tells_how_to_look_into_the_database(tmp_path: Path) -> None:
     config = tmp_path / "duostore.toml"
     config.write_text("[kinds.note]\n")
-    lines = greeting(load(config, {}), tmp_path / "data", "duostore", DSN)
+    lines = greeting(load(config, {}), tmp_path / "data", "duostore", DSN, DYNAMODB)
     (line,) = [line for line in lines if line.startswith("  psql ")]
     program_, dsn = shlex.split(line)
     assert (program_, conninfo_to_dict(dsn)) == ("psql", conninfo_to_dict(DSN))
     spaced = greeting(
-        load(config, {}), tmp_path, "duostore", "host='/tmp/it''s a' port=1".replace("''", "\\'")
+        load(config, {}),
+        tmp_path,
+        "duostore",
+        "host='/tmp/it''s a' port=1".replace("''", "\\'"),
+        DYNAMODB,
     )
     (line,) = [line for line in spaced if line.startswith("  psql ")]
     assert conninfo_to_dict(shlex.split(line)[1])["host"] == "/tmp/it's a"
+
+
+def test_the_greeting_tells_how_to_look_into_dynamodb(tmp_path: Path) -> None:
+    config = tmp_path / "duostore.toml"
+    config.write_text("[dynamodb]\nregion = 'eu-central-1'\n[kinds.note]\n")
+    lines = greeting(load(config, {}), tmp_path / "data", "duostore", DSN, DYNAMODB)
+    (line,) = [line for line in lines if " aws " in line]
+    *_, endpoint, url, region, name = shlex.split(line)
+    assert (endpoint, url) == ("--endpoint-url", DYNAMODB)
+    assert (region, name) == ("--region", "us-east-1")
+
+
+SET = """
+[server]
+workers = 4
+threads = 30
+[aurora]
+dsn = "host=db"
+pool_max = 6
+[dynamodb]
+region = "us-east-1"
+table_prefix = "x_"
+statements = true
+[cache]
+nodes = ["10.0.0.1:11211"]
+memory_max_bytes = "8MiB"
+[kinds.note]
+"""
+
+
+def test_what_is_of_no_account_of_the_configuration_is_told(tmp_path: Path) -> None:
+    config = tmp_path / "duostore.toml"
+    config.write_text(SET)
+
+    def told(**environ: str) -> list[str]:
+        loaded = load(config, environ)
+        return passed_over(loaded, loaded.embedded(dsn=DSN, endpoint_url=DYNAMODB))
+
+    # The region of the file is that of the emulator, and in force.
+    assert told() == ["server.workers", "aurora.dsn", "dynamodb.statements", "cache.nodes"]
+    secret = "a-token-of-32-characters-and-more"
+    assert told(DUOSTORE__ADMIN__TOKEN=secret)[-1] == "admin.token"
+    assert told(DUOSTORE__ADMIN__OPEN="false")[-1] == "admin.open"
+    assert told(DUOSTORE__ADMIN__OPEN="true") == told()
+    lines = greeting(
+        load(config, {"DUOSTORE__ADMIN__TOKEN": secret}), tmp_path, "duostore", DSN, DYNAMODB
+    )
+    assert "  server.workers, aurora.dsn, dynamodb.statements, cache.nodes, admin.token" in lines
+    assert secret not in "\n".join(lines)
+
+
+def test_of_no_settings_nothing_is_said(tmp_path: Path) -> None:
+    config = tmp_path / "duostore.toml"
+    config.write_text("[kinds.note]\n")
+    lines = greeting(load(config, {}), tmp_path, "duostore", DSN, DYNAMODB)
+    assert not any("no account" in line for line in lines)
+    assert "  duostore status --target 127.0.0.1:50051" in lines
 
 
 def test_of_a_schema_the_greeting_saves_its_example_or_nothing(tmp_path: Path) -> None:
@@ -117,7 +179,7 @@ def test_of_a_schema_the_greeting_saves_its_example_or_nothing(tmp_path: Path) -
 
     def told(schema: str) -> str:
         (tmp_path / "note.json").write_text(schema)
-        return "\n".join(greeting(load(config, {}), tmp_path / "data", "duostore", DSN))
+        return "\n".join(greeting(load(config, {}), tmp_path / "data", "duostore", DSN, DYNAMODB))
 
     assert '"data": {"a": 1}' in told('{"examples": [{"a": 1}, {"b": 2}]}')
     without = told('{"required": ["a"]}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from duostore_server.access.controls import ControlsInForce
 from duostore_server.domain.controls import Controlled, Flag, ReadOnly, SetFlag
 from duostore_server.domain.deadline import Deadline
 from duostore_server.domain.errors import (
+    ControlsUnknownError,
     FlagsElsewhereError,
     InvalidRequestError,
     ReadOnlyError,
@@ -95,8 +97,10 @@ class Stack:
             deadline=soon(),
         )
 
-    def values(self) -> dict[str, FlagValue]:
+    def values(self) -> dict[str, FlagValue | None]:
         self.in_force.refresh()
+        if not self.in_force.provider.is_own:
+            self.in_force.evaluate()
         return {name: self.in_force.flag(name) for name in FLAGS}
 
 
@@ -104,14 +108,47 @@ def soon() -> Deadline:
     return Deadline.after(10)
 
 
-def test_before_the_first_refresh_all_is_at_its_default() -> None:
+def test_before_the_first_refresh_nothing_may_be_written_and_no_flag_is_known() -> None:
     stack = Stack()
-    assert {name: stack.in_force.flag(name) for name in FLAGS} == {"word": "a", "share": 0}
+    stack.controls.error = StoreUnavailableError(Store.AURORA)
+    with pytest.raises(StoreUnavailableError):
+        stack.in_force.refresh()
+    assert not stack.in_force.is_known()
+    assert {name: stack.in_force.flag(name) for name in FLAGS} == {"word": None, "share": None}
+    with pytest.raises(ControlsUnknownError, match="have not been read"):
+        stack.in_force.check_writable(("proposal",))
+    stack.controls.error = None
+    assert stack.values() == {"word": "a", "share": 0}
+    assert stack.in_force.is_known()
     stack.in_force.check_writable(("proposal",))
+
+
+def test_read_only_mode_waits_for_no_provider() -> None:
+    answer = threading.Event()
+
+    class Hanging(InMemoryProvider):
+        def resolve_string_details(self, *arguments: Any, **named: Any) -> Any:
+            answer.wait(60)
+            return super().resolve_string_details(*arguments, **named)
+
+    stack = Stack(Hanging({"word": InMemoryFlag("b", {"b": "b"})}))
+    evaluating = threading.Thread(target=stack.in_force.evaluate)
+    evaluating.start()
+    try:
+        stack.read_only("proposal")
+        stack.in_force.refresh()
+        with pytest.raises(ReadOnlyError):
+            stack.in_force.check_writable(("proposal",))
+        assert stack.in_force.flag("word") is None
+    finally:
+        answer.set()
+        evaluating.join()
+    assert stack.in_force.flag("word") == "b"
 
 
 def test_what_is_set_is_in_force_from_the_next_refresh_on_and_until_it_is_unset() -> None:
     stack = Stack()
+    stack.in_force.refresh()
     assert stack.set_flag("word", "b").value == "b"
     stack.set_flag("share", 30)
     assert stack.in_force.flag("word") == "a"
@@ -167,6 +204,18 @@ def test_a_kind_that_is_configured_no_more_can_be_written_again() -> None:
     stack = Stack()
     stack.controls.closed["gone"] = ReadOnly("gone", "r", "", NOON)
     assert stack.read_only("gone", None) == []
+
+
+def test_a_kind_that_there_is_not_cannot_be_written_again_and_one_that_can_be_stays_so() -> None:
+    stack = Stack()
+    stack.read_only("")
+    with pytest.raises(InvalidRequestError) as refusal:
+        stack.read_only("propsal", None)
+    [violation] = refusal.value.violations
+    assert violation.field == "kind"
+    assert violation.description.endswith("not read-only either (configured: proposal)")
+    assert set(stack.controls.closed) == {""}
+    assert [found.kind for found in stack.read_only("proposal", None)] == [""]
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,7 @@ def late(stack: Tiers, seconds: float = 60) -> None:
 def forgotten(stack: Tiers, entity_key: EntityKey = KEY) -> None:
     """Commit a version that nobody brings, and lose its outbox row."""
     stack.save(entity_key, done=False)
-    row = stack.rows.find((entity_key,), soon())[entity_key]
-    stack.rows.complete((row.id,), soon())
+    stack.rows.forget((entity_key,))
 
 
 def test_what_agrees_is_decided_by_one_look() -> None:
@@ -121,6 +120,11 @@ def plant_missing(stack: Tiers) -> None:
     forgotten(stack)
 
 
+def plant_stub(stack: Tiers) -> None:
+    stack.save()
+    stack.stored.hold(KEY, Projection(1, Form.STUB))
+
+
 def plant_version_missing(stack: Tiers) -> None:
     stack.save()
     stack.flags[WRITE] = "both"
@@ -132,26 +136,31 @@ def plant_cache_older(stack: Tiers) -> None:
     stack.fill(entity)
 
 
-LATE = {
-    "projection_older": plant_older,
-    "projection_missing": plant_missing,
-    "projection_version_missing": plant_version_missing,
-    "cache_older": plant_cache_older,
-}
+LATE = [
+    ("projection_older", plant_older),
+    ("projection_missing", plant_missing),
+    ("projection_missing", plant_stub),
+    ("projection_version_missing", plant_version_missing),
+    ("cache_older", plant_cache_older),
+]
 
 
-@pytest.mark.parametrize("drift", LATE)
-def test_what_is_behind_with_nothing_under_way_is_drift_at_the_second_look(drift: str) -> None:
+@pytest.mark.parametrize(("drift", "plant"), LATE)
+def test_what_is_behind_with_nothing_under_way_is_drift_at_the_second_look(
+    drift: str, plant: Callable[[Tiers], None]
+) -> None:
     stack = Tiers()
-    LATE[drift](stack)
+    plant(stack)
     assert stack.drifts() == [drift]
     assert stack.paused == [0.1]
 
 
-@pytest.mark.parametrize("drift", LATE)
-def test_what_is_behind_while_a_change_is_under_way_is_pending(drift: str) -> None:
+@pytest.mark.parametrize(("drift", "plant"), LATE)
+def test_what_is_behind_while_a_change_is_under_way_is_pending(
+    drift: str, plant: Callable[[Tiers], None]
+) -> None:
     stack = Tiers()
-    LATE[drift](stack)
+    plant(stack)
     stack.rows.oblige((KEY,), timedelta(), soon())
     (examined,) = stack.examining.examine((KEY,), soon()).values()
     assert examined.findings == ()
@@ -160,19 +169,25 @@ def test_what_is_behind_while_a_change_is_under_way_is_pending(drift: str) -> No
     assert stack.paused == [0.1, 0.4]
 
 
-@pytest.mark.parametrize("drift", LATE)
-def test_what_is_behind_a_change_of_long_ago_is_drift(drift: str) -> None:
+@pytest.mark.parametrize(("drift", "plant"), LATE)
+def test_what_is_behind_a_change_of_long_ago_is_drift(
+    drift: str, plant: Callable[[Tiers], None]
+) -> None:
     stack = Tiers()
-    LATE[drift](stack)
+    plant(stack)
     stack.rows.oblige((KEY,), timedelta(), soon())
     stack.now += timedelta(seconds=11)
     assert stack.drifts() == [drift]
 
 
-@pytest.mark.parametrize("drift", LATE)
-def test_what_is_brought_between_two_looks_is_no_drift(drift: str) -> None:
+@pytest.mark.parametrize(("drift", "plant"), LATE)
+def test_what_is_brought_between_two_looks_is_no_drift(
+    drift: str, plant: Callable[[Tiers], None]
+) -> None:
     stack = Tiers()
-    LATE[drift](stack)
+    plant(stack)
+    (look,) = stack.examining.look((KEY,), soon()).values()
+    assert [each.drift.value for each in look.findings] == [drift]
     row = stack.rows.read((KEY,), soon())[KEY]
     stack.during_pause = lambda: stack.bring(row)
     (examined,) = stack.examining.examine((KEY,), soon()).values()
@@ -186,8 +201,7 @@ def test_a_change_that_was_just_brought_when_its_row_was_looked_for_is_no_drift(
 
     def bring() -> None:
         stack.bring(entity)
-        row = stack.rows.find((KEY,), soon())[KEY]
-        stack.rows.complete((row.id,), soon())
+        stack.rows.forget((KEY,))
         stack.authority.after.clear()
 
     stack.authority.after["read"] = bring
@@ -210,6 +224,54 @@ def test_what_changes_from_look_to_look_is_not_decided() -> None:
     assert examined.findings == ()
     assert [each.drift.value for each in examined.pending] == ["projection_older"]
     assert not examined.is_decided
+
+
+def hot(stack: Tiers) -> None:
+    """Plant a key that is saved faster than its changes are brought, whose row is old by now."""
+    stack.save()
+    late(stack)
+    stack.during_pause = lambda: stack.save(done=False)
+
+
+def test_a_key_that_is_saved_faster_than_it_is_brought_is_no_drift() -> None:
+    stack = Tiers(pauses=(0.1, 0.4, 1.0, 2.0))
+    hot(stack)
+    (examined,) = stack.examining.examine((KEY,), soon()).values()
+    assert examined.findings == ()
+    assert [each.drift.value for each in examined.pending] == ["projection_older"]
+    assert stack.paused == [0.1, 0.4, 1.0, 2.0]
+
+
+def test_a_hot_key_that_is_saved_no_more_and_never_brought_is_drift() -> None:
+    stack = Tiers(pauses=(0.1, 0.4, 1.0))
+    hot(stack)
+
+    def once() -> None:
+        stack.save(done=False)
+        stack.during_pause = lambda: None
+
+    stack.during_pause = once
+    assert stack.drifts() == ["projection_older"]
+    assert stack.paused == [0.1, 0.4]
+
+
+def test_an_old_row_that_is_completed_between_a_look_and_its_search_is_no_drift() -> None:
+    stack = Tiers()
+    stack.save()
+    late(stack)
+
+    def bring() -> None:
+        stack.items.after.clear()
+        stack.bring(stack.rows.read((KEY,), soon())[KEY])
+        stack.rows.forget((KEY,))
+
+    def second() -> None:
+        stack.items.after["inspect"] = bring
+        stack.during_pause = lambda: None
+
+    stack.during_pause = second
+    (examined,) = stack.examining.examine((KEY,), soon()).values()
+    assert (examined.findings, examined.is_decided) == ((), True)
 
 
 def test_drift_of_two_tiers_is_told_together() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from duostore_server.domain.entities import Entity
+from duostore_server.domain.entities import Entity, OutboxRow
 from duostore_server.domain.errors import (
     DeadlineExceededError,
     Store,
@@ -153,7 +153,8 @@ class FakeFanOut:
         if outcome is Outcome.CHANGED:
             # Every third is found to be gone.
             data = None if stale.id % 3 == 0 else {"id": stale.id}
-            written = Written(Entity(stale.key, 2, data, NOON, NOON), 1000 + stale.id)
+            row = OutboxRow(1000 + stale.id, stale.key, NOON)
+            written = Written(Entity(stale.key, 2, data, NOON, NOON), row)
         return Recomputed(stale.key, outcome, written)
 
 
@@ -206,12 +207,12 @@ class Stack:
         self.propagated += entities
         return self.propagates
 
-    def complete(self, ids: Collection[int], deadline: Deadline) -> None:
+    def complete(self, rows: Collection[OutboxRow], deadline: Deadline) -> None:
         assert deadline.remaining() > 0
         self.asked.append("complete")
         if self.completion_fails is not None:
             raise self.completion_fails
-        self.completed += ids
+        self.completed += [row.id for row in rows]
 
     def make_stale(self, count: int) -> None:
         self.fan_out.stale += [StaleDocument(id_, key(id_)) for id_ in range(count)]

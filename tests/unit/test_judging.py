@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from duostore_server.domain.controls import FlagValue
     from duostore_server.domain.documents import JsonObject
     from duostore_server.domain.drift import Finding
+    from duostore_server.domain.keys import EntityKey
 
 Told: TypeAlias = tuple[str, int, int]
 
@@ -31,9 +32,17 @@ PAYLOAD = codec.encode(ROW)
 UPPER = codec.encode(replace(ROW, data={"A": 1, "B": {"c": "text"}}))
 
 
+def fits_two(_key: EntityKey, projection: Projection) -> bool:
+    """As if two shapes of the row, at most, fitted into an item."""
+    return sum(len(projection.in_shape(n) or b"") for n in projection.shapes) <= len(
+        PAYLOAD + UPPER
+    )
+
+
 def judge(write: str = "old", read: int = 0, policies: Policies = POLICIES) -> Judge:
     flags: dict[str, FlagValue] = {WRITE: write, READ: read}
-    return Judge(Shapes(policies, codec.encode, flags.__getitem__), codec.decode, codec.head_entity)
+    shapes = Shapes(policies, codec.encode, flags.__getitem__)
+    return Judge(shapes, codec.decode, codec.head_entity, fits_two)
 
 
 def item(version: int = 7, *payloads: bytes, form: Form = Form.VALUE, fault: str = "") -> HeldItem:
@@ -75,9 +84,27 @@ def test_what_agrees_is_not_told() -> None:
         assert of_entry(row, None) == []
 
 
-def test_a_stub_sends_readers_to_aurora_and_is_right() -> None:
-    assert of_item(ROW, item(form=Form.STUB)) == []
-    assert of_item(GONE, item(form=Form.STUB)) == []
+LARGE = replace(ROW, data={"a": "x" * len(PAYLOAD)})
+
+
+def test_a_stub_of_what_does_not_fit_sends_readers_to_aurora_and_is_right() -> None:
+    stub = item(form=Form.STUB)
+    assert of_item(replace(LARGE, data={"a": "x" * 1000}), stub) == []
+    assert of_item(LARGE, stub, write="both") == []
+
+
+def test_a_stub_of_what_cannot_be_made_is_right() -> None:
+    assert of_item(ROW, item(form=Form.STUB), write="new", policies=UNFIT) == []
+
+
+def test_a_stub_in_the_place_of_what_fits_is_as_good_as_nothing() -> None:
+    stub = item(form=Form.STUB)
+    missing = [("projection_missing", 7, 7)]
+    assert of_item(ROW, stub) == missing
+    assert of_item(GONE, stub) == missing
+    # It was too large in two shapes, or its transform was mended.
+    assert of_item(LARGE, stub, write="new") == missing
+    assert of_item(ROW, stub, write="both") == missing
 
 
 def test_a_lease_is_nobodys_answer_and_is_right() -> None:
@@ -199,6 +226,12 @@ def refuse(_document: JsonObject) -> JsonObject:
 
 
 UNFIT = Policies({"proposal": kind(projection_version=2, transforms={2: refuse})})
+
+
+def test_a_shape_for_which_there_is_no_room_is_not_missed() -> None:
+    payload = codec.encode(LARGE)
+    assert of_item(LARGE, item(7, payload), write="both") == []
+    assert of_item(LARGE, item(7, payload), write="new") == [("projection_version_missing", 7, 7)]
 
 
 def test_a_shape_that_cannot_be_made_is_not_missed() -> None:

@@ -46,6 +46,9 @@ class Items:
         self.asked.append((found, by, deadline))
         return found in self.held
 
+    def fits(self, key: EntityKey, projection: Projection) -> bool:
+        return (key, projection) == (KEY, GONE)
+
     def page(self, start: str | None, limit: int, deadline: Deadline) -> ItemPage:
         self.asked.append((start, limit, deadline))
         return ItemPage(self.held, None)
@@ -76,6 +79,7 @@ def test_items_are_passed_on_and_counted(registry: CollectorRegistry) -> None:
     observed = ObservedProjectionItems(items, Metrics(registry))
     assert observed.inspect([KEY], SOON) == {KEY: HELD}
     assert observed.replace(HELD, GONE, SOON)
+    assert observed.fits(KEY, GONE)
     assert observed.page("start", 10, SOON) == ItemPage((HELD,), None)
     assert observed.sample(5, SOON) == (HELD,)
     assert items.asked == [([KEY], SOON), (HELD, GONE, SOON), ("start", 10, SOON), (5, SOON)]

@@ -81,11 +81,11 @@ class Case:
 
 _START = {"rate": 1, "parts": 2, "caller": "ops", "deadline": SOON}
 _PENDING = {KEY: PendingChange(1, NOON, NOON, timedelta())}
-_ROWS = [OutboxRow(1, KEY)]
+_ROWS = [OutboxRow(1, KEY, NOON)]
 _SET = Controlled({}, {"proposal": WHY})
 CASES = [
     Case(ObservedOutbox, "claim", (9, SOON), "outbox_claim", _ROWS, []),
-    Case(ObservedOutbox, "complete", ([1], SOON), "outbox_complete"),
+    Case(ObservedOutbox, "complete", (_ROWS, SOON), "outbox_complete"),
     Case(ObservedOutbox, "backlog", (SOON,), "outbox_backlog", Backlog(1, 2.0)),
     Case(ObservedOutbox, "find", ([KEY], SOON), "outbox_find", _PENDING, {}),
     Case(ObservedOutbox, "oblige", ([KEY], SECOND, SOON), "outbox_oblige", _ROWS),
@@ -120,7 +120,8 @@ CASES = [
     Case(ObservedBackfills, "find", ("proposal", SOON), "backfill_find", "found", None),
     Case(ObservedBackfills, "unfinished", (SOON,), "backfill_unfinished", ["found"], []),
     Case(ObservedBackfills, "claim", (["proposal"], 9, SOON), "backfill_claim", [PART], []),
-    Case(ObservedBackfills, "advance", (PART, BATCH, SOON), "backfill_advance", PART),
+    Case(ObservedBackfills, "hold", (PART, SOON), "backfill_hold", PART, None),
+    Case(ObservedBackfills, "advance", (PART, BATCH, SOON), "backfill_advance", "advanced"),
 ]
 
 

@@ -37,6 +37,28 @@ def test_a_terminal_has_a_bar_with_rate_and_time_left() -> None:
     assert "4,000 of about 10,000, 1,500/s, 3 drifts, about 4 s left" in told
 
 
+def last_line(looks: list[tuple[float, int]], total: int) -> str:
+    """Return the last line of what was shown: after so many seconds so many were done."""
+    out, time = io.StringIO(), Time()
+    with displaying("check", err=out, clock=time) as display:
+        for seconds, done in looks:
+            time.now += seconds
+            display.show(done, total, "")
+    return out.getvalue().splitlines()[-1]
+
+
+def test_the_rate_is_that_of_the_last_ten_seconds() -> None:
+    slow = [(1.0, 10 * n) for n in range(100)]
+    fast = [(1.0, 1000 * n) for n in range(1, 22)]
+    assert last_line([*slow, *fast], 80_000).endswith("1,000/s, about 1 min left")
+
+
+def test_the_wait_before_the_first_is_done_is_not_counted() -> None:
+    waits = [(1.0, 0)] * 7
+    goes = [(1.0, 100 * n) for n in range(1, 5)]
+    assert last_line([*waits, *goes], 10_300).endswith("100/s, about 1 min 40 s left")
+
+
 @pytest.mark.usefixtures("wide")
 def test_who_knows_better_says_what_is_left() -> None:
     out, time = Terminal(), Time()
@@ -84,7 +106,7 @@ def test_elsewhere_there_is_a_line_every_ten_seconds() -> None:
     assert out.getvalue().splitlines() == [
         "check note�: 100 of about 1,000, 3 drifts, 10/s, about 1 min 30 s left",
         "The service answers again.",
-        "check note�: 1,000 of about 1,000, 3 drifts, 50/s",
+        "check note�: 1,000 of about 1,000, 3 drifts, 90/s",
     ]
 
 

@@ -35,6 +35,8 @@ class World:
     def __init__(self) -> None:
         self.outbox_error: Exception | None = None
         self.backfills_error: Exception | None = None
+        self.controls_error: Exception | None = None
+        self.in_force: Mapping[str, ReadOnly] = {}
         self.waited: list[float] = []
         outbox: Any = self
         self.reporting = Reporting(
@@ -42,6 +44,7 @@ class World:
             start_time=NOW,
             outbox=outbox,
             read_only=self.read_only,
+            in_force=lambda: self.in_force,
             backfills=self.backfills,
             figures=lambda: FIGURES,
         )
@@ -58,8 +61,11 @@ class World:
             raise self.backfills_error
         return [(BACKFILL, None)]
 
-    def read_only(self) -> Mapping[str, ReadOnly]:
-        return READ_ONLY
+    def read_only(self, deadline: Deadline) -> list[ReadOnly]:
+        self.waited.append(deadline.remaining())
+        if self.controls_error is not None:
+            raise self.controls_error
+        return [READ_ONLY[kind] for kind in sorted(READ_ONLY)]
 
 
 def test_all_that_is_known_is_told() -> None:
@@ -92,16 +98,28 @@ def test_all_that_is_known_is_told() -> None:
 )
 def test_while_aurora_cannot_be_asked_the_rest_is_told_and_soon(error: Exception) -> None:
     world = World()
+    world.in_force = READ_ONLY
     world.outbox_error = error
     status = world.reporting.status(Deadline.after(60))
     assert (status.backlog, status.backfills) == (None, ())
-    assert len(status.read_only) == 3
+    assert [found.kind for found in status.read_only] == ["", "note", "proposal"]
     # Once, and not for long.
     assert len(world.waited) == 1
     assert world.waited[0] <= 2
     world.outbox_error, world.backfills_error = None, error
     status = world.reporting.status(Deadline.after(60))
     assert (status.backlog, status.backfills) == (Backlog(7, 1.5), ())
+
+
+def test_read_only_is_what_aurora_says_and_else_what_is_in_force_in_this_process() -> None:
+    world = World()
+    world.in_force = {"": READ_ONLY[""]}
+    status = world.reporting.status(Deadline.after(60))
+    assert [found.kind for found in status.read_only] == ["", "note", "proposal"]
+    world.controls_error = StoreUnavailableError(Store.AURORA)
+    status = world.reporting.status(Deadline.after(60))
+    assert status.read_only == (READ_ONLY[""],)
+    assert status.backlog == Backlog(7, 1.5)
 
 
 def test_a_fault_is_not_hidden() -> None:

@@ -11,7 +11,7 @@ import pytest
 from duostore_server import codec
 from duostore_server.access.shapes import Shapes, flags_of
 from duostore_server.domain.entities import Cached, Entity, Form, Projection
-from duostore_server.domain.errors import ProjectionFailedError, Store
+from duostore_server.domain.errors import ControlsUnknownError, ProjectionFailedError, Store
 from duostore_server.domain.policies import (
     KindPolicy,
     Policies,
@@ -77,6 +77,13 @@ def test_a_flag_of_words_takes_its_words_alone(value: object, *, fits: bool) -> 
 )
 def test_a_flag_of_percent_takes_whole_numbers_up_to_100(value: object, *, fits: bool) -> None:
     assert (flags_of(policies())[READ].problem(value) is None) is fits
+
+
+def test_each_flag_says_what_it_may_be() -> None:
+    for flag in flags_of(policies()).values():
+        assert flag.choices or flag.most
+        for value in flag.choices or (f"0 to {flag.most}",):
+            assert value in flag.description
 
 
 @pytest.mark.parametrize(("write", "written"), [("old", (1,)), ("both", (1, 2)), ("new", (2,))])
@@ -194,3 +201,67 @@ def test_that_an_entity_is_absent_is_known_in_every_shape() -> None:
     stack.values[READ] = 0
     (again,) = stack.stack.reader.batch_get((KEY,), stack.stack.soon()).values()
     assert again.served_from is Store.CACHE
+
+
+def unknown(stack: Stack) -> None:
+    """Let the process know no flag, as one that starts while Aurora is away."""
+    stack.values.clear()
+
+
+def test_who_knows_no_flags_writes_all_shapes() -> None:
+    know_nothing = Shapes(policies(3), codec.encode, lambda _: None)
+    assert know_nothing.project(entity({"id": "1"})).shapes == {2, 3}
+    with pytest.raises(ControlsUnknownError):
+        know_nothing.to_read(KEY)
+    assert Shapes(policies(1), codec.encode, lambda _: None).to_read(KEY) == 1
+
+
+@pytest.mark.parametrize(("write", "answer"), [("old", {"id": "1"}), ("new", {"ID": "1"})])
+def test_who_knows_no_flags_answers_the_only_shape_that_there_is(
+    write: str, answer: JsonObject
+) -> None:
+    stack = Stack()
+    stack.save("1", write)
+    unknown(stack)
+    assert stack.get() == (answer, Store.DYNAMODB)
+    assert stack.get() == (answer, Store.CACHE)
+
+
+@pytest.mark.parametrize("percent", [0, 100])
+def test_who_knows_no_flags_answers_what_others_have_cached_and_leaves_it(percent: int) -> None:
+    stack = Stack()
+    stack.values |= {WRITE: "both", READ: percent}
+    stack.save("1", "both")
+    answer, _ = stack.get()
+    unknown(stack)
+    assert stack.get() == (answer, Store.CACHE)
+    stack.values |= {WRITE: "both", READ: percent}
+    assert stack.get() == (answer, Store.CACHE)
+
+
+def test_who_knows_no_flags_does_not_choose_between_two_shapes() -> None:
+    stack = Stack()
+    stack.save("1", "both")
+    unknown(stack)
+    for strong in (False, True):
+        with pytest.raises(ControlsUnknownError):
+            stack.stack.reader.get(KEY, stack.stack.soon(), strong=strong)
+    stack.values |= {WRITE: "both", READ: 100}
+    assert stack.get() == ({"ID": "1"}, Store.DYNAMODB)
+
+
+def test_who_knows_no_flags_asks_nobody_for_a_document_that_is_not_projected() -> None:
+    stack = Stack()
+    stack.save("1", "new")
+    stack.stack.stored.held.clear()
+    unknown(stack)
+    with pytest.raises(ControlsUnknownError):
+        stack.get()
+
+
+def test_who_knows_no_flags_knows_a_deletion() -> None:
+    stack = Stack()
+    stack.stack.stored.put(KEY, Projection(3, Form.TOMBSTONE), stack.stack.soon())
+    unknown(stack)
+    (reading,) = stack.stack.reader.batch_get((KEY,), stack.stack.soon()).values()
+    assert (reading.version, reading.payload) == (3, None)

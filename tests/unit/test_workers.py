@@ -22,7 +22,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from duostore_server.domain.entities import Entity
+    from duostore_server.domain.entities import Entity, OutboxRow
     from duostore_server.domain.transactions import Written
 
 
@@ -223,14 +223,14 @@ def test_completions_are_removed_in_batches_and_at_the_end() -> None:
     completed: list[int] = []
 
     class Counting(FakeAuthority):
-        def complete(self, ids: Collection[int], deadline: Deadline) -> None:
-            completed.append(len(ids))
-            super().complete(ids, deadline)
+        def complete(self, rows: Collection[OutboxRow], deadline: Deadline) -> None:
+            completed.append(len(rows))
+            super().complete(rows, deadline)
 
     authority = Counting()
     completer = Deferred(authority.complete, batch=500)
     for number in range(1200):
-        completer.add((write(authority, str(number)).outbox_id,))
+        completer.add((write(authority, str(number)).row,))
     assert completer.run_once() is True
     completer.finish()
     assert completed == [500, 500, 200]
@@ -242,6 +242,6 @@ def test_notes_that_cannot_be_removed_are_left_to_the_projector() -> None:
         def complete(self, *_: object) -> None:
             raise StoreUnavailableError(Store.AURORA)
 
-    completer: Deferred[int] = Deferred(Down().complete, batch=500)
-    completer.add((1, 2))
+    completer: Deferred[OutboxRow] = Deferred(Down().complete, batch=500)
+    completer.add((write(FakeAuthority(), "1").row,))
     completer.finish()

@@ -355,18 +355,22 @@ def test_a_transaction_is_refused_if_it_writes_what_is_read_only_and_not_if_it_c
         transact(stack, Save(PROPOSAL, {"a": 2}, None), Save(NOTE, {"a": 2}, None))
 
 
+@pytest.mark.parametrize("kind", [PROPOSAL, NOTE, STATE])
 @pytest.mark.parametrize("remembered", [True, False])
 def test_a_write_that_was_applied_is_replayed_though_its_kind_is_read_only(
-    *, remembered: bool
+    kind: EntityKey, *, remembered: bool
 ) -> None:
     stack = WriterStack()
-    first = stack.save(**K)
+    first = stack.save(kind, **K)
     if remembered:
         stack.send_answers()
-    stack.read_only = {PROPOSAL.kind}
-    assert stack.save(**K).answer == first.answer
+    stack.read_only = {kind.kind}
+    again = stack.save(kind, **K)
+    assert (again.answer, again.replayed) == (first.answer, True)
+    with pytest.raises(IdempotencyKeyReusedError):
+        stack.save(kind, {"a": 2}, **K)
     with pytest.raises(ReadOnlyError):
-        stack.save(idempotency_key="k-2")
+        stack.save(kind, idempotency_key="k-2")
 
 
 def test_snapshots_go_on_while_writes_are_refused() -> None:

@@ -36,8 +36,8 @@ _TELL_EVERY_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 2.0
 # A failover of Aurora is over by then, and the backfill goes on meanwhile.
 _MOST_SILENT_SECONDS: Final = 60.0
-# The pace is that of the last half minute: parts end, and the load changes.
-_PACE_SECONDS: Final = 30.0
+# The pace is that of late: parts end, and the load changes.
+_PACE_SECONDS: Final = 10.0
 _LEAST_PACE_SECONDS: Final = 2.0
 
 
@@ -71,6 +71,7 @@ class Backfilling:
             kind, rate=rate, parallel=parallel, caller=caller, deadline=deadline
         )
         yield backfill, remaining
+        found_at = backfill.done
         looks = [(self._clock(), backfill)]
         while backfill.state is BackfillState.RUNNING:
             if deadline.is_abandoned():
@@ -84,7 +85,9 @@ class Backfilling:
                     raise
                 continue
             backfill = found or backfill
-            looks = _recent([*looks, (now, backfill)])
+            # Until the first batch is done nothing can be told by how long that took.
+            before = looks if backfill.done != found_at else []
+            looks = _recent([*before, (now, backfill)])
             yield backfill, _remaining(backfill, _pace(looks))
 
     def start(
@@ -132,7 +135,8 @@ class Backfilling:
         moved = self._backfills.move(kind, state, caller, deadline)
         if moved is None:
             refuse(self._kind(kind))
-            raise BackfillNotFoundError(kind)
+            last = self._backfills.find(kind, deadline)
+            raise BackfillNotFoundError(kind, "" if last is None else _ended(last))
         return moved, _remaining(moved, None)
 
     def _kind(self, kind: str) -> Iterator[FieldViolation]:
@@ -151,13 +155,23 @@ def _numbers(rate: int, parallel: int) -> Iterator[FieldViolation]:
             yield FieldViolation(field, f"is {value}; 0 to {most} are allowed")
 
 
+def _ended(last: Backfill) -> str:
+    """Return how a backfill has ended."""
+    failed = f", of which {last.failed} could not be projected" if last.failed else ""
+    if last.state is BackfillState.CANCELLED:
+        count = f"{last.done} of about {max(last.estimated_total, last.done)} entities"
+        return f"the last one was cancelled after {count}{failed}"
+    at = f"{last.update_time:%Y-%m-%d %H:%M:%S} UTC"
+    return f"the last one was done at {at}, with {last.done} entities{failed}"
+
+
 def _recent(looks: list[tuple[float, Backfill]]) -> list[tuple[float, Backfill]]:
     """Return the looks from which the pace is told: those at what is the same, and not old."""
     now, backfill = looks[-1]
     return [
         (time, look)
         for time, look in looks
-        if look.id == backfill.id and now - time <= _PACE_SECONDS
+        if (look.id, look.rate) == (backfill.id, backfill.rate) and now - time <= _PACE_SECONDS
     ]
 
 

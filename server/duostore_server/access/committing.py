@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from duostore_server.access.propagation import Propagation
     from duostore_server.domain.deadline import Deadline
+    from duostore_server.domain.entities import OutboxRow
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.policies import Policies
     from duostore_server.domain.ports import (
@@ -39,11 +40,11 @@ class Committer:
         rows: IdempotencyRows,
         records: IdempotencyRecords,
         propagation: Propagation,
-        completions: Notes[int],
+        completions: Notes[OutboxRow],
         answers: Notes[tuple[Idempotency, Recorded]],
         policies: Policies,
     ) -> None:
-        """``completions`` takes the ids of outbox rows, ``answers`` what is to be recorded."""
+        """``completions`` takes outbox rows that are done, ``answers`` what is to be recorded."""
         self._authority = authority
         self._rows = rows
         self._records = records
@@ -99,7 +100,7 @@ class Committer:
         if inline:
             if not self._propagation.propagate([one.entity for one in inline], deadline):
                 return False
-            self._completions.add(one.outbox_id for one in inline)
+            self._completions.add(one.row for one in inline)
         return len(inline) == len(written)
 
     def _bring_again(self, transaction: Transaction, deadline: Deadline) -> bool:

@@ -33,9 +33,12 @@ class Controlling:
         """Refuse writes of a kind, or of all if it is empty, or take them again.
 
         Returns all that is read-only then. Raises ``InvalidRequestError``. To take writes
-        again of a kind that is configured no more is allowed.
+        again of a kind that is configured no more is allowed while it is read-only.
         """
         refuse(self._violations(kind, read_only=read_only, reason=reason))
+        if not read_only and not self._is_known(kind) and not self._is_read_only(kind, deadline):
+            text = f"{kind!r} is not a configured kind, and not read-only either"
+            raise InvalidRequestError([FieldViolation("kind", f"{text} {self._configured()}")])
         self._controls.set_read_only(kind, reason if read_only else None, caller, deadline)
         return self.read_only(deadline)
 
@@ -89,13 +92,22 @@ class Controlling:
     def _value(self, name: str) -> FlagValue | None:
         return self._in_force.flag(name) if name in self._in_force.flags else None
 
+    def _is_known(self, kind: str) -> bool:
+        return not kind or self._policies.of_kind(kind) is not None
+
+    def _is_read_only(self, kind: str, deadline: Deadline) -> bool:
+        return kind in self._controls.read(deadline).read_only
+
+    def _configured(self) -> str:
+        return f"(configured: {listed(self._policies.names())})"
+
     def _violations(self, kind: str, *, read_only: bool, reason: str) -> Iterator[FieldViolation]:
         yield from part_violations(kind, "kind", MAX_KIND_BYTES, empty_ok=True, hash_ok=False)
         if not read_only:
             return
-        if kind and self._policies.of_kind(kind) is None:
-            known = listed(self._policies.names())
-            yield FieldViolation("kind", f"{kind!r} is not a configured kind (configured: {known})")
+        if not self._is_known(kind):
+            text = f"{kind!r} is not a configured kind"
+            yield FieldViolation("kind", f"{text} {self._configured()}")
         yield from part_violations(reason, "reason", MAX_REASON_BYTES, empty_ok=False, hash_ok=True)
 
 

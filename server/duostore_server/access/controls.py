@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from duostore_server.domain.deadline import Deadline
-from duostore_server.domain.errors import ReadOnlyError
+from duostore_server.domain.errors import ControlsUnknownError, ReadOnlyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from duostore_server.domain.admin_ports import Controls
     from duostore_server.domain.controls import Controlled, Flag, FlagValue, ReadOnly
 
-# What is read every second is not waited for much longer.
-_READ_SECONDS: Final = 1.0
+# As long as a write has: where Aurora is so slow that writes still go through, so does this.
+_READ_SECONDS: Final = 2.0
 _ALL: Final = ""
 
 
@@ -43,9 +43,13 @@ class FlagProvider(Protocol):
 class ControlsInForce:
     """Knows the flags, and what is read-only, as of the last refresh.
 
-    Until the first one flags are at their defaults and nothing is read-only; what was known
-    stays in force while Aurora cannot be asked. Flags are looked up once a refresh, not once a
-    call. Safe to use from many threads.
+    Until the first one nothing may be written, and no flag is known: to take what is not known
+    for what is not set would write in read-only mode, and answer documents in a shape that
+    readers have done with. What was known stays in force while Aurora cannot be asked. Flags are
+    looked up once a refresh, not once a call. Safe to use from many threads.
+
+    A provider that is not Duostore's own is asked by ``evaluate``, apart from ``refresh``:
+    whether it answers, and when, is nothing to read-only mode.
     """
 
     def __init__(
@@ -66,9 +70,9 @@ class ControlsInForce:
         self._provider = provider
         self._changed = changed
         self._refused = refused
-        # Never changed, but replaced as a whole.
-        self._values: Mapping[str, FlagValue] = {name: flag.default for name, flag in flags.items()}
-        self._read_only: Mapping[str, ReadOnly] = {}
+        # Never changed, but replaced as a whole; empty or None until it is known.
+        self._values: Mapping[str, FlagValue | None] = {}
+        self._read_only: Mapping[str, ReadOnly] | None = None
 
     @property
     def flags(self) -> Mapping[str, Flag]:
@@ -80,16 +84,25 @@ class ControlsInForce:
         """Return who says what the flags are."""
         return self._provider
 
-    def flag(self, name: str) -> FlagValue:
-        """Return what a flag of ``flags`` is now. Asks nobody."""
-        return self._values[name]
+    def flag(self, name: str) -> FlagValue | None:
+        """Return what a flag of ``flags`` is now, None if that is not known yet. Asks nobody."""
+        return self._values.get(name)
 
     def read_only(self) -> Mapping[str, ReadOnly]:
-        """Return what is read-only now, by kind; all kinds by the empty name."""
-        return self._read_only
+        """Return what is read-only now, by kind; all kinds by the empty name, if it is known."""
+        return self._read_only or {}
+
+    def is_known(self) -> bool:
+        """Return whether read-only mode was read since the process started. Asks nobody."""
+        return self._read_only is not None
 
     def check_writable(self, kinds: Iterable[str]) -> None:
-        """Raise ``ReadOnlyError`` if one of the kinds is read-only now. Asks nobody."""
+        """Raise ``ReadOnlyError`` if one of the kinds is read-only now. Asks nobody.
+
+        ``ControlsUnknownError`` if that is not known yet.
+        """
+        if self._read_only is None:
+            raise ControlsUnknownError
         if not self._read_only:
             return
         for kind in (_ALL, *kinds):
@@ -104,17 +117,27 @@ class ControlsInForce:
         found = self._controls.read(Deadline.after(_READ_SECONDS))
         self._read_only = found.read_only
         self._changed(found.read_only)
-        self._provider.know(values_of(found))
+        if self._provider.is_own:
+            self._provider.know(values_of(found))
+            self.evaluate()
+        return False
+
+    def evaluate(self) -> bool:
+        """Ask the provider for the flags, however long that takes; return False, as ``refresh``.
+
+        What it cannot tell stays as it was, or is still not known.
+        """
         self._values = {name: self._value(flag) for name, flag in self._flags.items()}
         return False
 
-    def _value(self, flag: Flag) -> FlagValue:
+    def _value(self, flag: Flag) -> FlagValue | None:
         value = self._provider.value(flag)
         if value is None:
-            return self._values[flag.name]
+            return self._values.get(flag.name)
         if flag.problem(value) is not None:
             self._refused(flag, value)
-            return self._values[flag.name]
+            known = self._values.get(flag.name)
+            return flag.default if known is None else known
         return value
 
 

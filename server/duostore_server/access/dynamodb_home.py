@@ -67,6 +67,19 @@ class DynamoDBHome:
         answer = (Applied(written.version, written.update_time),)
         return Outcome(answer, self._bust(change.key), written.replayed)
 
+    def recall(self, idempotency: Idempotency | None, deadline: Deadline) -> Outcome | None:
+        """Return what the same request was answered before; None if it was not applied.
+
+        For a request that cannot be applied now. Raises ``IdempotencyKeyReusedError``, and
+        ``StoreError`` if DynamoDB cannot be asked.
+        """
+        if idempotency is None:
+            return None
+        recorded = self._heads.recall(idempotency.key, deadline)
+        if recorded is None:
+            return None
+        return Outcome(idempotency.answer_of(recorded).answer, projected=False, replayed=True)
+
     def _bust(self, key: EntityKey) -> bool:
         try:
             self._cache.invalidate((key,))

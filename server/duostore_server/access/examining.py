@@ -86,6 +86,8 @@ class _Case:
     # Of the look before: what was not as new as Aurora, and was not known to be on its way.
     suspected: dict[Store, Finding] = field(default_factory=dict)
     pending: dict[Store, Finding] = field(default_factory=dict)
+    # The id of the outbox row that stood then, if one did.
+    change: int | None = None
     unknown: frozenset[Store] = frozenset()
     is_open: bool = True
 
@@ -97,7 +99,9 @@ class Examining:
     Aurora does not is wrong whatever else goes on: Aurora never goes back, and the content
     of a version never changes. What was older or missing may only be late. It is drift if
     it is still not there at a later look, while no outbox row says that it is being brought,
-    or one that has said so for longer than ``grace``.
+    or the same one at both looks that has said so for longer than ``grace``. A row that has
+    another id, or is gone, was changed or completed in between: a key that is saved all the
+    time may keep a row for as long, and each of its versions is brought in no time.
     """
 
     def __init__(
@@ -224,7 +228,9 @@ class Examining:
         late = [look.key for look in looks.values() if any(map(is_transient, look.findings))]
         changes = self._outbox.find(late, deadline) if late else {}
         for look in looks.values():
-            _add(cases[look.key], look, pending=self._is_pending(changes.get(look.key)))
+            change = changes.get(look.key)
+            id_ = None if change is None else change.id
+            _add(cases[look.key], look, id_, pending=self._is_pending(change))
 
     def _is_pending(self, change: PendingChange | None) -> bool:
         return change is not None and change.age < self._grace
@@ -237,15 +243,16 @@ def is_transient(finding: Finding) -> bool:
 
 def is_behind(finding: Finding, version: int) -> bool:
     """Whether a store does not even have a version that it should have had before."""
-    if finding.drift is Drift.PROJECTION_VERSION_MISSING:
+    if finding.found_version == finding.expected_version:
+        # It lacks something of the version itself.
         return finding.found_version <= version
     return finding.found_version < version
 
 
-def _add(case: _Case, look: Look, *, pending: bool) -> None:
+def _add(case: _Case, look: Look, change: int | None, *, pending: bool) -> None:
     """Bring what a look found together with the look before it."""
-    before = case.suspected
-    case.suspected, case.pending = {}, {}
+    before = case.suspected if case.change == change else {}
+    case.suspected, case.pending, case.change = {}, {}, change
     case.version = look.entity.version if look.entity else 0
     for finding in look.findings:
         store = finding.drift.store

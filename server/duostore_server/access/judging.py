@@ -26,6 +26,7 @@ class _Right:
     """What is right: ``version`` is 0 if the entity never existed.
 
     ``payload`` makes that of a shape, None if it cannot be made; ``shape`` is what readers get.
+    ``projection`` makes what DynamoDB shall hold, None if that is nothing.
     """
 
     key: EntityKey
@@ -33,6 +34,7 @@ class _Right:
     has_document: bool
     shape: int
     payload: Callable[[int], bytes | None]
+    projection: Callable[[], Projection | None]
 
     def finding(
         self, drift: Drift, found_version: int, differences: tuple[Difference, ...] = ()
@@ -53,14 +55,17 @@ class Judge:
         shapes: Shapes,
         decode: Callable[[bytes], Entity],
         compose: Callable[[bytes, Head], bytes],
+        fits: Callable[[EntityKey, Projection], bool],
     ) -> None:
         """``decode`` returns the entity of a payload, or raises ``ValueError``.
 
-        ``compose`` makes the payload of a head's payload and the head.
+        ``compose`` makes the payload of a head's payload and the head; ``fits`` returns whether
+        DynamoDB holds a projection as it is, rather than its stub.
         """
         self._shapes = shapes
         self._decode = decode
         self._compose = compose
+        self._fits = fits
 
     def findings(
         self,
@@ -86,7 +91,8 @@ class Judge:
                 return None
             return self._compose(head.payload, head)
 
-        right = _Right(key, head.version if head else 0, live, AS_SAVED, payload)
+        version = head.version if head else 0
+        right = _Right(key, version, live, AS_SAVED, payload, lambda: None)
         if entry is not None and isinstance(cached := entry.entry, Cached):
             if cached.expire_time is not None and cached.expire_time <= now:
                 cached = replace(cached, payload=None)
@@ -111,14 +117,22 @@ class Judge:
 
         has_document = entity is not None and entity.data is not None
         version = entity.version if entity else 0
-        return _Right(key, version, has_document, self._shapes.to_read(key), payload)
+        shape = self._shapes.to_read(key)
+        return _Right(
+            key,
+            version,
+            has_document,
+            shape,
+            payload,
+            lambda: None if entity is None else self._shapes.project(entity),
+        )
 
     def _of_item(self, right: _Right, item: HeldItem | None) -> Finding | None:
         if item is None:
             return right.finding(Drift.PROJECTION_MISSING, 0) if right.version else None
         held = item.projection
         if item.fault:
-            return right.finding(Drift.PROJECTION_UNREADABLE, held.version)
+            return self._of_unreadable(right, held)
         if not right.version:
             return right.finding(Drift.PROJECTION_ORPHAN, held.version)
         if held.version > right.version:
@@ -130,15 +144,37 @@ class Judge:
             return right.finding(drift, held.version)
         return self._of_content(right, held)
 
+    def _of_unreadable(self, right: _Right, held: Projection) -> Finding:
+        """Judge an item that readers are not answered from; it may say what it departs in."""
+        if held.form is not Form.STUB and held.version == right.version:
+            differences = self._item_differences(right, held)
+            if differences and all(one.path != DOCUMENT for one in differences):
+                return right.finding(Drift.PROJECTION_CONTENT, held.version, differences)
+        return right.finding(Drift.PROJECTION_UNREADABLE, held.version)
+
     def _of_content(self, right: _Right, held: Projection) -> Finding | None:
-        """Judge an item of the right version; a stub of it sends readers to Aurora."""
+        """Judge an item of the right version.
+
+        A stub of it sends readers to Aurora, which is right unless DynamoDB would hold more by
+        now: what was too large in two shapes, or could not be made before its transform was
+        mended.
+        """
         if held.form is Form.STUB:
-            return None
+            if not self._is_held_whole(right):
+                return None
+            return right.finding(Drift.PROJECTION_MISSING, held.version)
         if differences := self._item_differences(right, held):
             return right.finding(Drift.PROJECTION_CONTENT, held.version, differences)
-        if right.has_document and self._lacks(right, held):
+        if right.has_document and self._lacks(right, held) and self._is_held_whole(right):
             return right.finding(Drift.PROJECTION_VERSION_MISSING, held.version)
         return None
+
+    def _is_held_whole(self, right: _Right) -> bool:
+        """Whether DynamoDB would hold what there is to project, and not a stub of it."""
+        projection = right.projection()
+        if projection is None or projection.form is Form.STUB:
+            return False
+        return self._fits(right.key, projection)
 
     def _item_differences(self, right: _Right, held: Projection) -> tuple[Difference, ...]:
         if held.form is Form.TOMBSTONE:

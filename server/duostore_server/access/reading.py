@@ -76,7 +76,7 @@ class Reader:
         cache: Cache,
         policies: Policies,
         checks: Checks,
-        shape_of: Callable[[EntityKey], int],
+        shapes_of: Callable[[EntityKey], tuple[int, ...]],
         flights: Flights,
         pauses: Sequence[float],
         pause: Callable[[float], None],
@@ -84,7 +84,7 @@ class Reader:
         now: Callable[[], datetime],
         served: Callable[[str, Store], None],
     ) -> None:
-        """``shape_of`` returns the shape in which readers get a key.
+        """``shapes_of`` returns the shapes in which readers may get a key.
 
         ``jitter`` returns the part of a TTL to use, at most 1; ``served`` counts answers.
         """
@@ -92,7 +92,7 @@ class Reader:
         self._cache = cache
         self._policies = policies
         self._checks = checks
-        self._shape_of = shape_of
+        self._shapes_of = shapes_of
         self._flights = flights
         self._pauses = tuple(pauses)
         self._patience = sum(pauses)
@@ -163,7 +163,7 @@ class Reader:
                     look.orphaned.append(key)
                 else:
                     look.leased[key] = entry
-            elif entry.payload is not None and entry.shape != self._shape_of(key):
+            elif entry.payload is not None and entry.shape not in self._shapes_of(key):
                 look.passed.append(key)
                 look.misshapen.append(key)
             elif entry.version >= min_version:

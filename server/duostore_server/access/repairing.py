@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.ports import Authority, Cache, Outbox
 
-# Long enough for the repair to get there first.
+# Long enough for the repair to get there first, short if it dies.
 DUE_AFTER: Final = timedelta(seconds=5)
 # As many as are put in one call.
 _LOT: Final = 25
@@ -45,10 +45,16 @@ _NOT_BROUGHT: Final = (
 class Repairing:
     """Projects entities anew, beside live traffic.
 
-    Each key is given an outbox row first: whatever dies from then on, the projector brings
-    the current version. An item that a put would not replace is replaced on the condition
-    that it is exactly what was found, so that whatever a Save has put meanwhile stays. After
-    that Aurora is read once more, for a Save may have been turned away by what was there.
+    Each key is given an outbox row before anything is touched: whatever dies from then on, the
+    projector brings the current version. An item that a put would not replace is replaced on
+    the condition that it is exactly what was found, so that whatever a Save has put meanwhile
+    stays. After that Aurora is read once more, for a Save may have been turned away by what was
+    there.
+
+    One hole is left, a few milliseconds wide: a Save that is committed between the row and the
+    replacement, is turned away by what is newer and takes the row away; then the repair dies.
+    Readers ask Aurora and bring that version, unless a put of the one before, which was under
+    way all along, comes first: that one is older until a check finds it.
     """
 
     def __init__(
@@ -85,15 +91,16 @@ class Repairing:
         return outcomes
 
     def _repair(self, keys: Sequence[EntityKey], deadline: Deadline) -> dict[EntityKey, str]:
-        rows = self._outbox.oblige(keys, DUE_AFTER, deadline)
         looks = self._look(keys, deadline)
-        stubs = [look.key for look in looks.values() if self._replace(look, deadline)]
+        # After the look: what was saved before it is brought by this row, should it have been
+        # turned away by what is there.
+        rows = self._outbox.oblige(keys, DUE_AFTER, deadline)
+        for look in looks.values():
+            self._replace(look, deadline)
         entities = self._authority.read(keys, deadline)
         if not self._bring(keys, entities, deadline):
             return dict.fromkeys(keys, _NOT_BROUGHT)
-        if stubs:
-            self._fill(stubs, entities, deadline)
-        self._outbox.complete([row.id for row in rows], deadline)
+        self._outbox.complete(rows, deadline)
         return {
             key: _left(look, entities.get(key)) for key, look in self._look(keys, deadline).items()
         }
@@ -105,21 +112,20 @@ class Repairing:
                 raise StoreUnavailableError(store)
         return looks
 
-    def _replace(self, look: Look, deadline: Deadline) -> bool:
-        """Take away what is in the way of a put; return True if a stub has its place now."""
+    def _replace(self, look: Look, deadline: Deadline) -> None:
+        """Take away what is in the way of a put."""
         drifts = {finding.drift for finding in look.findings}
         if look.item is None or not drifts & _IN_THE_WAY:
-            return False
+            return
         if look.entity is None:
             self._items.replace(look.item, None, deadline)
-            return False
-        version = look.entity.version
-        if look.item.projection.version <= version:
+        elif look.item.projection.version <= look.entity.version:
             self._items.replace(look.item, self._shapes.project(look.entity), deadline)
-            return False
-        # It may have turned away a version that was committed since: whose outbox row, which
-        # took the place of ours, is then gone. With a stub readers ask Aurora until it is put.
-        return self._items.replace(look.item, Projection(version, Form.STUB), deadline)
+        else:
+            # It may have turned away a version that was committed since, whose outbox row, which
+            # took the place of ours, is then gone. With a stub readers ask Aurora. It gives way
+            # to the document of its own version and to what is newer, and to no put that is late.
+            self._items.replace(look.item, Projection(look.entity.version, Form.STUB), deadline)
 
     def _bring(
         self,
@@ -131,19 +137,6 @@ class Repairing:
         if gone:
             self._cache.invalidate([*gone, *generations_of(gone)])
         return not entities or self._propagation.propagate(list(entities.values()), deadline)
-
-    def _fill(
-        self,
-        keys: Sequence[EntityKey],
-        entities: Mapping[EntityKey, Entity],
-        deadline: Deadline,
-    ) -> None:
-        """Give stubs of ours their documents where the put has left them."""
-        for key, item in self._items.inspect(keys, deadline).items():
-            entity = entities.get(key)
-            held = item.projection
-            if entity and held.form is Form.STUB and held.version == entity.version:
-                self._items.replace(item, self._shapes.project(entity), deadline)
 
 
 def _left(look: Look, entity: Entity | None) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from duostore_server.domain.controls import Flag
 from duostore_server.domain.entities import AS_SAVED, Form, Projection
-from duostore_server.domain.errors import ProjectionFailedError
+from duostore_server.domain.errors import ControlsUnknownError, ProjectionFailedError
 from duostore_server.domain.policies import TransformError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def flags_of(policies: Policies) -> Mapping[str, Flag]:
         flags[read] = Flag(
             read,
             0,
-            f"Of how many keys of {kind}, in percent, readers get projection version {new}.",
+            f"Of how many keys of {kind}, 0 to {_ALL} %, readers get projection version {new}.",
             most=_ALL,
         )
     return flags
@@ -57,16 +57,20 @@ class Shapes:
 
     A shape is the number of a projection version; see ``Projection``. Whatever processes take
     the flags for at one time, no reader gets a wrong document: an item that lacks the shape
-    which a reader wants is as good as none.
+    which a reader wants is as good as none. A process that does not know the flags yet writes
+    all shapes, so that no other misses one, and answers only what leaves no choice.
     """
 
     def __init__(
         self,
         policies: Policies,
         encode: Callable[[Entity], bytes],
-        flag: Callable[[str], FlagValue] | None = None,
+        flag: Callable[[str], FlagValue | None] | None = None,
     ) -> None:
-        """``flag`` returns what a flag of ``flags_of`` is now; without it, its default."""
+        """``flag`` returns what a flag of ``flags_of`` is now, None if that is not known yet.
+
+        Without it each has its default.
+        """
         self._policies = policies
         self._encode = encode
         flags = flags_of(policies)
@@ -81,16 +85,31 @@ class Shapes:
         said = self._flag(_names(key.kind, new)[0])
         if said == NEW:
             return (new,)
-        return (new - 1, new) if said == BOTH else (new - 1,)
+        return (new - 1,) if said == OLD else (new - 1, new)
 
     def to_read(self, key: EntityKey) -> int:
-        """Return the shape in which readers get a key; the same for all processes."""
+        """Return the shape in which readers get a key; the same for all processes.
+
+        Raises ``ControlsUnknownError`` if that is not known yet.
+        """
+        shapes = self.readable(key)
+        if len(shapes) > 1:
+            raise ControlsUnknownError
+        return shapes[0]
+
+    def readable(self, key: EntityKey) -> tuple[int, ...]:
+        """Return the shapes in which readers may get a key: one, unless that is not known yet.
+
+        If it is not, what is there in one of them alone is what other processes answer too.
+        """
         policy = self._evolving(key)
         if policy is None:
-            return AS_SAVED
+            return _AS_SAVED_ALONE
         new = policy.projection_version
         percent = self._flag(_names(key.kind, new)[1])
-        return new if isinstance(percent, int) and _place(key) < percent else new - 1
+        if percent is None:
+            return new - 1, new
+        return (new if isinstance(percent, int) and _place(key) < percent else new - 1,)
 
     def project(self, entity: Entity) -> Projection:
         """Return what DynamoDB shall hold of a version.

@@ -70,11 +70,11 @@ class ProjectedSource:
         answers: dict[EntityKey, tuple[Reading, bool]] = {}
         behind: dict[EntityKey, int] = {}
         for key in keys:
-            shape = self._shapes.to_read(key)
+            shapes = self._shapes.readable(key)
             found = None if held is None else held.get(key)
-            reading = None if found is None else _reading(found, shape)
+            reading = None if found is None else _reading(found, shapes)
             if reading is None or reading.version < min_version:
-                behind[key] = shape
+                behind[key] = self._shapes.to_read(key)
             else:
                 answers[key] = reading, True
         if behind:
@@ -129,12 +129,17 @@ def is_behind(held: Projection, mine: Projection) -> bool:
     return held.version < mine.version
 
 
-def _reading(found: Projection, shape: int) -> Reading | None:
-    """Return what DynamoDB answers; None if that is for Aurora to say."""
-    payload = found.in_shape(shape)
-    if found.form is Form.STUB or (found.form is Form.VALUE and payload is None):
+def _reading(found: Projection, shapes: tuple[int, ...]) -> Reading | None:
+    """Return what DynamoDB answers; None if that is for Aurora to say.
+
+    Of several ``shapes`` in which it may be answered it must have one alone.
+    """
+    if found.form is Form.TOMBSTONE:
+        return Reading(found.version, None, Store.DYNAMODB, shape=shapes[0])
+    there = [shape for shape in shapes if shape in found.shapes]
+    if len(there) != 1:
         return None
-    return Reading(found.version, payload, Store.DYNAMODB, shape=shape)
+    return Reading(found.version, found.in_shape(there[0]), Store.DYNAMODB, shape=there[0])
 
 
 def _answer(
@@ -150,7 +155,7 @@ def _answer(
     if own is None:
         return _ABSENT, held is not None and now is None
     if now is not None and now.version > own.version:
-        newer = _reading(now, shape)
+        newer = _reading(now, (shape,))
         return (own, False) if newer is None else (newer, True)
     return own, now is not None and now.version == own.version
 

@@ -8,7 +8,7 @@ from duostore_server.domain.errors import DeadlineExceededError, Store, StoreErr
 from duostore_server.domain.status import Status, StoreStanding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from duostore_server.domain.backfills import Backfill
@@ -31,12 +31,14 @@ class Reporting:
         release: str,
         start_time: datetime,
         outbox: Outbox,
-        read_only: Callable[[], Mapping[str, ReadOnly]],
+        read_only: Callable[[Deadline], Sequence[ReadOnly]],
+        in_force: Callable[[], Mapping[str, ReadOnly]],
         backfills: Callable[[Deadline], Iterable[tuple[Backfill, timedelta | None]]],
         figures: Callable[[], Figures],
     ) -> None:
-        """``read_only`` says what is in force in this process, and asks no store for it.
+        """``read_only`` asks Aurora, and so says the same in every process.
 
+        ``in_force`` asks nobody, and says what this process goes by.
         ``backfills`` are those that are running or paused, and how long each still takes, if
         that can be told. ``figures`` are what the processes of the machine have counted.
         """
@@ -44,6 +46,7 @@ class Reporting:
         self._start_time = start_time
         self._outbox = outbox
         self._read_only = read_only
+        self._in_force = in_force
         self._backfills = backfills
         self._figures = figures
         self._up: dict[Store, bool] = {}
@@ -54,10 +57,12 @@ class Reporting:
 
     def status(self, deadline: Deadline) -> Status:
         """Return how the service is now."""
-        backlog, backfills = self._of_aurora(deadline.within(_AURORA_SECONDS))
+        backlog, read_only, backfills = self._of_aurora(deadline.within(_AURORA_SECONDS))
         figures = self._figures()
         calls = {counted.store: counted for counted in figures.stores}
-        read_only = self._read_only()
+        if read_only is None:
+            in_force = self._in_force()
+            read_only = tuple(in_force[kind] for kind in sorted(in_force))
         return Status(
             release=self._release,
             start_time=self._start_time,
@@ -66,18 +71,23 @@ class Reporting:
                 for store in (Store.AURORA, Store.DYNAMODB, Store.CACHE)
             ),
             backlog=backlog,
-            read_only=tuple(read_only[kind] for kind in sorted(read_only)),
+            read_only=read_only,
             backfills=backfills,
             figures=figures,
         )
 
     def _of_aurora(
         self, deadline: Deadline
-    ) -> tuple[Backlog | None, tuple[tuple[Backfill, timedelta | None], ...]]:
-        """Return what Aurora knows, as far as it can be asked."""
-        backlog = None
+    ) -> tuple[
+        Backlog | None,
+        tuple[ReadOnly, ...] | None,
+        tuple[tuple[Backfill, timedelta | None], ...],
+    ]:
+        """Return what Aurora knows, as far as it can be asked; None is not known."""
+        backlog = read_only = None
         try:
             backlog = self._outbox.backlog(deadline)
-            return backlog, tuple(self._backfills(deadline))
+            read_only = tuple(self._read_only(deadline))
+            return backlog, read_only, tuple(self._backfills(deadline))
         except (StoreError, DeadlineExceededError):
-            return backlog, ()
+            return backlog, read_only, ()

@@ -140,8 +140,13 @@ class Writer:
     ) -> Outcome:
         accepted = self._checks.write(request, idempotency_key)
         if self._policies.of(request.key).home is Home.DYNAMODB:
-            self._check_writable((request.key.kind,))
             idempotency = idempotency_of(idempotency_key, operation, [accepted], self._keep)
+            try:
+                self._check_writable((request.key.kind,))
+            except DuostoreError:
+                if (earlier := self._dynamodb_home.recall(idempotency, deadline)) is not None:
+                    return earlier
+                raise
             change = self._change(accepted, _NOWHERE, deadline)
             return self._dynamodb_home.write(change, idempotency, deadline)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,14 @@ from duostore_server.storage.aurora.triggers import UnfitSourcesError
 if TYPE_CHECKING:
     from duostore_server.config import Settings
 
+_CTRL_C: Final = {signal.SIGINT: "Ctrl-C (SIGINT)"}
+_LIST_TABLES: Final = "AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any aws dynamodb list-tables"
+# Not changed for the stores that come along, but nothing asks for them.
+_UNUSED: Final = {
+    "server": {"workers"},
+    "cache": {"nodes", "namespace", "timeout", "connect_timeout", "compress_above"},
+    "admin": {"token", "callers"},
+}
 _STARTED_ALL_THE_SAME: Final = (
     "It runs all the same. What is named here fails until it is mended: `duostore config check "
     "--data {data}` looks again."
@@ -43,21 +52,21 @@ def run(settings: Settings, data: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     with console.status("Starting PostgreSQL, DynamoDB and the cache…") as status:
 
-        def ready() -> None:
+        def ready(endpoint_url: str) -> None:
             dsn = running_dsn(data / "postgres")
             wrong = _wrong_sql(dsn, settings, data)
             status.stop()
             for line in wrong:
                 typer.echo(line, err=True)
-            for line in greeting(settings, data, program(sys.argv[0]), dsn):
+            for line in greeting(settings, data, program(sys.argv[0]), dsn, endpoint_url):
                 console.print(line, markup=False)
 
         try:
-            run_dev(settings, data, ready)
+            ended_by = run_dev(settings, data, ready)
         except UnfitSourcesError as error:
             problems = map(unfit, error.sources)
             raise MigrationError("\n".join([*problems, _OUT_OF_REACH])) from error
-    console.print("Stopped.")
+    console.print(f"Stopped by {_CTRL_C.get(ended_by, ended_by.name)}.")
 
 
 def _wrong_sql(dsn: str, settings: Settings, data: Path) -> list[str]:
@@ -80,25 +89,52 @@ def program(argument: str) -> str:
     return path.name if is_on_the_path else shlex.quote(argument)
 
 
-def greeting(settings: Settings, data: Path, duostore: str, dsn: str) -> list[str]:
+def greeting(
+    settings: Settings, data: Path, duostore: str, dsn: str, endpoint_url: str
+) -> list[str]:
     """Return what a person reads once the deployment answers; its commands work as pasted.
 
-    ``duostore`` is what this program is called there, ``dsn`` how to reach its PostgreSQL; a
-    secret in that would be shown.
+    ``duostore`` is what this program is called there, ``dsn`` how to reach its PostgreSQL, and
+    ``endpoint_url`` its DynamoDB; a secret in those would be shown.
     """
     address = str(settings.server.address)
+    here = settings.embedded(dsn=dsn, endpoint_url=endpoint_url)
     lines = [
         f"Duostore answers on {address}.",
         f"Kept between runs: PostgreSQL, in {data / 'postgres'}. To look into it:",
         f"  psql {shlex.quote(dsn)}",
         "Not kept: DynamoDB (emulated) and the cache. What is at home in PostgreSQL fills them",
-        "again; snapshots, and kinds at home in DynamoDB, are gone when this ends.",
+        "again; snapshots, and kinds at home in DynamoDB, are gone when this ends. To look into",
+        "DynamoDB, with any credentials:",
+        f"  {_LIST_TABLES} --endpoint-url {endpoint_url} --region {here.dynamodb.region}",
+        *_of_no_account(passed_over(settings, here)),
+        "Everybody who reaches it may operate it, without a token:",
+        f"  {duostore} status --target {address}",
         "",
         *_to_try(settings, address, duostore),
     ]
     if settings.metrics.address is not None:
         lines += ["", f"Metrics: http://{settings.metrics.address}/metrics"]
     return [*lines, "Stop it with Ctrl-C."]
+
+
+def passed_over(settings: Settings, here: Settings) -> list[str]:
+    """Return the keys that were set, and of which ``here`` makes nothing."""
+    keys: list[str] = []
+    for table in ("server", "aurora", "dynamodb", "cache", "admin"):
+        said, done = getattr(settings, table), getattr(here, table)
+        unused = _UNUSED.get(table, ())
+        keys += [
+            f"{table}.{name}"
+            for name in type(said).model_fields
+            if name in said.model_fields_set
+            and (name in unused or getattr(said, name) != getattr(done, name))
+        ]
+    return keys
+
+
+def _of_no_account(keys: list[str]) -> list[str]:
+    return ["Of no account here, with stores of its own:", f"  {', '.join(keys)}"] if keys else []
 
 
 def _to_try(settings: Settings, address: str, duostore: str) -> list[str]:

@@ -16,6 +16,7 @@ import typer
 from duostore_server.cli import client, operate
 from duostore_server.cli.config_file import (
     DEFAULT_CONFIG,
+    UNAVAILABLE,
     ConfigFile,
     Data,
     fail,
@@ -104,15 +105,18 @@ def dev(
     """Run the service and all its stores in one process, for development.
 
     PostgreSQL is embedded and keeps its data; DynamoDB is emulated and the cache is in
-    memory: both are empty after a restart and filled again from PostgreSQL.
+    memory: both are empty after a restart and filled again from PostgreSQL. Ends with 3 if
+    PostgreSQL or DynamoDB dies.
     """
     from duostore_server.cli.addresses import AddressInUseError
     from duostore_server.cli.dev import run
-    from duostore_server.embedded.process import EmbeddedStoreError
+    from duostore_server.embedded.process import EmbeddedStoreDiedError, EmbeddedStoreError
     from duostore_server.storage.aurora.migrate import MigrationError
 
     try:
         run(settings_of(config, process="dev"), data)
+    except EmbeddedStoreDiedError as error:
+        fail(str(error), UNAVAILABLE)
     except (AddressInUseError, EmbeddedStoreError, MigrationError) as error:
         fail(str(error))
 

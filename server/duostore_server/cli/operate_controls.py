@@ -21,8 +21,23 @@ flag_app = typer.Typer(
     no_args_is_help=True, help="Flags, such as those that move a kind to a new projection version."
 )
 
+
+def _not_empty(kind: str | None) -> str | None:
+    # An empty variable of a script, which is not meant for the whole service.
+    if kind == "":
+        raise typer.BadParameter("is empty: leave it out for the whole service")
+    return kind
+
+
 OfKind = Annotated[
-    str, typer.Option("--kind", metavar="KIND", help="Only this kind; else the whole service.")
+    str | None,
+    typer.Option(
+        "--kind",
+        metavar="KIND",
+        help="Only this kind; else the whole service.",
+        callback=_not_empty,
+        show_default=False,
+    ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 
@@ -36,7 +51,7 @@ def _on(
             "--reason", metavar="TEXT", help="Why, for those who are refused.", show_default=False
         ),
     ],
-    kind: OfKind = "",
+    kind: OfKind = None,
     as_json: AsJson = False,
     where: Target,
     timeout: Timeout = 10.0,
@@ -58,14 +73,14 @@ def _on(
         )
     raise typer.Exit(
         remote_controls.set_read_only(
-            where, utf8(kind, "--kind"), told, as_json=as_json, timeout=timeout
+            where, utf8(kind or "", "--kind"), told, as_json=as_json, timeout=timeout
         )
     )
 
 
 @operating
 def _off(
-    *, kind: OfKind = "", as_json: AsJson = False, where: Target, timeout: Timeout = 10.0
+    *, kind: OfKind = None, as_json: AsJson = False, where: Target, timeout: Timeout = 10.0
 ) -> None:
     """Take writes again, within two seconds in every process. Safe to repeat.
 
@@ -76,14 +91,18 @@ def _off(
 
     raise typer.Exit(
         remote_controls.set_read_only(
-            where, utf8(kind, "--kind"), None, as_json=as_json, timeout=timeout
+            where, utf8(kind or "", "--kind"), None, as_json=as_json, timeout=timeout
         )
     )
 
 
 @operating
 def _show(*, as_json: AsJson = False, where: Target, timeout: Timeout = 10.0) -> None:
-    """Print what is read-only, why, who said so and when. Exit with 0 whatever it is."""
+    """Print what is read-only, why, who said so and when. Exit with 0 whatever it is.
+
+    As it is set, which within two seconds is in force in every process; while Aurora cannot be
+    asked, as it is in force in the process that answers.
+    """
     from duostore_server.cli import remote_controls
 
     raise typer.Exit(remote_controls.show_read_only(where, as_json=as_json, timeout=timeout))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _LINE_SECONDS: Final = 10.0
+_PACE_SECONDS: Final = 10.0
 
 
 class ProgressDisplay(Protocol):
@@ -23,7 +25,7 @@ class ProgressDisplay(Protocol):
         """Show how many are done, of about ``total``, and what else there is to tell.
 
         ``left`` is how many seconds the rest takes, if somebody can say better than by the
-        rate until now.
+        rate of late.
         """
         ...
 
@@ -47,18 +49,27 @@ class NoDisplay:
 
 
 class Pace:
-    """How fast it goes, on average since it was first shown."""
+    """How fast it goes, on average over the last ten seconds.
+
+    How long the first took to come does not count.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._first: tuple[float, int] | None = None
+        self._looks: deque[tuple[float, int]] = deque()
+        self._found_at: int | None = None
 
     def rate(self, done: int) -> float:
         """Return how many were done each second; 0 while nobody can say."""
         now = self._clock()
-        if self._first is None:
-            self._first = now, done
-        began, before = self._first
+        if self._found_at is None:
+            self._found_at = done
+        if done == self._found_at:
+            self._looks.clear()
+        self._looks.append((now, done))
+        while len(self._looks) > 1 and self._looks[1][0] <= now - _PACE_SECONDS:
+            self._looks.popleft()
+        began, before = self._looks[0]
         return (done - before) / (now - began) if now > began else 0.0
 
     def told(self, done: int, total: int, left: float | None) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from duostore_server.cli.failure import FAILED, INTERRUPTED, explained, failure_
 from duostore_server.cli.one_call import complain, print_json
 from duostore_server.cli.progress_display import displaying
 from duostore_server.cli.remote_admin import SAFE_TO_REPEAT, run_admin
-from duostore_server.cli.wording import printable, seconds_of, span
+from duostore_server.cli.wording import counted, printable, seconds_of, span, utc
 from duostore_server.domain.errors import Reason
 
 if TYPE_CHECKING:
@@ -132,13 +132,7 @@ def _print(answer: admin_pb2.BackfillResponse, *, as_json: bool) -> None:
 
 def told(answer: admin_pb2.BackfillResponse) -> Iterator[str]:
     """Yield how a backfill stands."""
-    left = ""
-    if answer.state == _State.STATE_RUNNING and answer.HasField("remaining"):
-        left = f", about {span(seconds_of(answer.remaining))} left"
-    total = max(answer.estimated_total, answer.done_count)
-    done = f"{answer.done_count:,}"
-    of = "" if answer.state == _State.STATE_DONE else f" of about {total:,}"
-    yield f"backfill {printable(answer.kind)}: {state_name(answer.state)}, {done}{of} done{left}"
+    yield f"backfill {printable(answer.kind)}: {state_name(answer.state)}{_how_far(answer)}"
     rate = f"at most {answer.rate:,}/s" if answer.rate else "as many as go"
     failed = f", {answer.failed_count:,} failed (the log says why)" if answer.failed_count else ""
     unchanged = max(answer.done_count - answer.projected_count - answer.failed_count, 0)
@@ -146,6 +140,20 @@ def told(answer: admin_pb2.BackfillResponse) -> Iterator[str]:
         f"  {answer.projected_count:,} projected, {unchanged:,} unchanged{failed}; "
         f"{answer.parts_done} of {answer.part_count} parts done; {rate}"
     )
+
+
+def _how_far(answer: admin_pb2.BackfillResponse) -> str:
+    """Return how far it is; of one that does not go on, when it last did."""
+    at = utc(answer.update_time)
+    if answer.state == _State.STATE_DONE:
+        lasted = seconds_of(answer.update_time) - seconds_of(answer.start_time)
+        return f" at {at}, {counted(answer.done_count, 'entity', 'entities')} in {span(lasted)}"
+    total = max(answer.estimated_total, answer.done_count)
+    of = f", {answer.done_count:,} of about {counted(total, 'entity', 'entities')}"
+    if answer.state != _State.STATE_RUNNING:
+        return f"{of}; it last went on at {at}"
+    left = f", about {span(seconds_of(answer.remaining))} left"
+    return of + (left if answer.HasField("remaining") else "")
 
 
 def _silence() -> int:

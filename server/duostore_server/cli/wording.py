@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from duostore_server.cli.answers import name_shown
@@ -66,6 +67,11 @@ def span(seconds: float) -> str:
 def milliseconds(seconds: float) -> str:
     """Return a short length of time, such as ``3.1 ms``."""
     return f"{max(seconds, 0) * 1000:.3g} ms" if seconds < 1 else span(seconds)
+
+
+def utc(moment: Timestamp) -> str:
+    """Return a moment to the second, such as ``2026-11-24 04:05:06 UTC``."""
+    return f"{datetime.fromtimestamp(moment.seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def ago(moment: Timestamp, now: float) -> str:

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
-    from duostore_server.domain.backfills import Backfill, BackfillPart, BackfillState, Batch
+    from duostore_server.domain.backfills import (
+        Advanced,
+        Backfill,
+        BackfillPart,
+        BackfillState,
+        Batch,
+    )
     from duostore_server.domain.controls import Controlled, FlagValue
     from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.drift import SavedVersion, Verified
@@ -153,16 +159,24 @@ class Backfills(Protocol):
     ) -> Sequence[BackfillPart]:
         """Take up to ``limit`` parts of running backfills of these kinds, for a few seconds.
 
-        As ``Outbox.claim``: a part is given to nobody else until its claim runs out.
+        As ``Outbox.claim``: a part is given to nobody else until its claim runs out. The rate
+        is shared by all parts that are claimed now, by whomever.
         """
         ...
 
-    def advance(self, part: BackfillPart, batch: Batch, deadline: Deadline) -> BackfillPart | None:
+    def hold(self, part: BackfillPart, deadline: Deadline) -> BackfillPart | None:
+        """Hold a part for as long again; return it with the rate that it has now.
+
+        None if the claim is another's by now, or the backfill does not run any more.
+        """
+        ...
+
+    def advance(self, part: BackfillPart, batch: Batch, deadline: Deadline) -> Advanced:
         """Note that a batch is done and hold the part for as long again.
 
-        Returns the part as it is now; None if it has come to its end, if the claim is another's
-        by now, or the backfill does not run any more. With the last part it is done. A batch
-        is counted once, though its answer be lost.
+        The part goes on unless it has come to its end, or the backfill does not run any more;
+        if the claim is another's by now, the batch does not count either. With the last part it
+        is done. A batch is counted once, and told as counted, though the answer be lost.
         """
         ...
 
@@ -171,7 +185,8 @@ class Backfills(Protocol):
 class HeldItem:
     """What DynamoDB holds of a key, byte for byte.
 
-    ``fault`` says why it cannot be read, empty if it can; ``projection`` is then a stub.
+    ``fault`` says why readers are not answered from it, empty if they are; ``projection`` is then
+    what can be read of it, or a stub.
     ``raw`` is the item as the store's folder knows it.
     """
 
@@ -205,6 +220,13 @@ class ProjectionItems(Protocol):
         Returns False, with nothing changed, if anything of the item has changed since. Whoever
         calls it sees to it that what is right is projected afterwards: this alone may go back
         in version. Safe to repeat.
+        """
+        ...
+
+    def fits(self, key: EntityKey, projection: Projection) -> bool:
+        """Return whether a put or a replacement would hold this, rather than its stub.
+
+        Asks nobody.
         """
         ...
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 DEFAULT_PARTS: Final = 4
 MAX_PARTS: Final = 64
 MAX_RATE: Final = 1_000_000
+# How long a part is held on to without a word from who has claimed it: for so long what a process
+# was at rests when it dies.
+CLAIM_SECONDS: Final = 15.0
 
 
 class BackfillState(Enum):
@@ -55,8 +58,8 @@ class BackfillPart:
     """A part of a backfill that is claimed: the keys after ``after``, up to ``until``.
 
     ``after`` None is the beginning and ``until`` None the end of the kind. ``rate`` is what this
-    part may do in a second, 0 if that is not bounded. ``claim`` is new with each claim: whoever
-    has lost it can advance nothing.
+    part may do in a second, as long as so many parts are claimed, 0 if that is not bounded.
+    ``claim`` is new with each claim: whoever has lost it can advance nothing.
     """
 
     backfill: int
@@ -76,3 +79,11 @@ class Batch:
     done: int
     projected: int
     failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """What became of a batch: whether it counts, and the part as it is now, if it goes on."""
+
+    is_counted: bool
+    part: BackfillPart | None

@@ -45,6 +45,14 @@ class Drift(Enum):
         """Whether a reader is answered wrongly, or may be; of the others Aurora is asked."""
         return self not in _HARMLESS
 
+    @property
+    def is_evolution(self) -> bool:
+        """Whether a kind that moves to another projection version is like this for a while.
+
+        A backfill brings what lacks, at its rate.
+        """
+        return self is Drift.PROJECTION_VERSION_MISSING
+
 
 # Readers pass over what is missing or cannot be read, and ask Aurora.
 _HARMLESS: Final = frozenset(

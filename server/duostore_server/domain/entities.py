@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -110,12 +110,14 @@ class Lease:
 class OutboxRow:
     """A key whose current version may not have reached the projection and the cache.
 
-    ``id`` is new with each change to the key, so that completing an older id
-    cannot take away a newer obligation.
+    ``id`` is new with each change to the key, so that completing an older row
+    cannot take away a newer obligation. What was committed before ``as_of``, by the authority's
+    clock, is brought by whoever has brought what the row stands for.
     """
 
     id: int
     key: EntityKey
+    as_of: datetime = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -352,14 +352,21 @@ class FlagsElsewhereError(DuostoreError):
 
 
 class BackfillNotFoundError(DuostoreError):
-    """There is no backfill of a kind that this could be about."""
+    """There is no backfill of a kind that this could be about.
+
+    ``ended`` tells of the last one, if there was one.
+    """
 
     reason = Reason.BACKFILL_NOT_FOUND
     details = ("kind",)
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, ended: str = "") -> None:
         self.kind = kind
-        super().__init__(f"there is no backfill of {kind!r}")
+        super().__init__(
+            f"no backfill of {kind!r} is under way: {ended}"
+            if ended
+            else f"there is no backfill of {kind!r}"
+        )
 
 
 class StoreError(DuostoreError):
@@ -389,6 +396,15 @@ class StoreTimeoutError(StoreUnavailableError):
 
     Of ``Authority.write``: nothing was written. Of writes that are safe to repeat: it may be.
     """
+
+
+class ControlsUnknownError(StoreUnavailableError):
+    """What is set at run time has not been read from Aurora since the process started."""
+
+    def __init__(self) -> None:
+        super().__init__(Store.AURORA)
+        why = "flags and read-only mode have not been read from aurora since this process started"
+        self.args = (f"{why}; try again",)
 
 
 class StoreOverloadedError(StoreError):

@@ -114,12 +114,19 @@ class Outbox(Protocol):
         """
         ...
 
-    def complete(self, ids: Collection[int], deadline: Deadline) -> None:
-        """Remove these rows. Ids that are gone or were replaced are ignored. Repeatable."""
+    def complete(self, rows: Collection[OutboxRow], deadline: Deadline) -> None:
+        """Remove these rows. Those that are gone or were given a new id stay. Repeatable.
+
+        A row that has a new id is as old, at most, as what was committed since ``as_of`` of the
+        completed one, for all before was brought.
+        """
         ...
 
     def backlog(self, deadline: Deadline) -> Backlog:
-        """Return how many rows there are, due or not, and how old the oldest is."""
+        """Return how many rows there are, due or not, and how old the oldest is.
+
+        A row is as old as the oldest commit that it stands for, or may be told to be older.
+        """
         ...
 
     def find(
@@ -155,6 +162,7 @@ class Projections(Protocol):
     def put(self, key: EntityKey, projection: Projection, deadline: Deadline) -> Projection:
         """Store the projection unless what is held is newer, or as new and in all its shapes.
 
+        A stub gives way to what its version has, a document or a tombstone, and to no stub.
         Returns what is held afterwards: ``projection`` itself (or the stub that its
         size made of it), or the one that stood in its way. Never goes back in
         version. Safe to repeat and to reorder.
@@ -188,6 +196,13 @@ class Heads(Protocol):
         the change once as that does, raising ``IdempotencyKeyReusedError`` or
         ``DuplicateInProgressError``. ``InvalidRequestError`` if the document is too large
         for an item; ``WriteOutcomeUnknownError`` if the answer was lost.
+        """
+        ...
+
+    def recall(self, key: IdempotencyKey, deadline: Deadline) -> Recorded | None:
+        """Return what ``write`` has applied under a key, if that has not expired.
+
+        Strongly consistent. Safe to repeat.
         """
         ...
 

@@ -76,8 +76,8 @@ class StoreStanding:
 class Status:
     """The whole service, as one process sees it.
 
-    ``start_time`` is that of the process. ``backlog`` is None, and there are no ``backfills``,
-    if Aurora cannot be asked.
+    ``start_time`` is that of the process. If Aurora cannot be asked ``backlog`` is None, there are
+    no ``backfills``, and ``read_only`` is what is in force in that process.
     """
 
     release: str

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from duostore_server.domain.documents import JsonObject
-    from duostore_server.domain.entities import Entity
+    from duostore_server.domain.entities import Entity, OutboxRow
     from duostore_server.domain.keys import EntityKey
 
 
@@ -161,10 +161,10 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A committed change. ``outbox_id`` names the outbox row that it left."""
+    """A committed change, and the outbox row that it left."""
 
     entity: Entity
-    outbox_id: int
+    row: OutboxRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,11 @@ class EmbeddedDynamoDB:
             self._server = server
             self._held = undo.pop_all()
 
+    def check(self) -> None:
+        """Raise ``EmbeddedStoreDiedError`` if the server was started and has ended by itself."""
+        if self._server is not None:
+            self._server.check("the embedded DynamoDB")
+
     def stop(self) -> None:
         """Stop the server and forget its data. Does nothing if it is stopped."""
         if self._server is not None:

@@ -100,6 +100,11 @@ class EmbeddedPostgres:
             self._socket_dir = socket_dir
             self._held = undo.pop_all()
 
+    def check(self) -> None:
+        """Raise ``EmbeddedStoreDiedError`` if the server was started and has ended by itself."""
+        if self._server is not None:
+            self._server.check("the embedded PostgreSQL")
+
     def stop(self) -> None:
         """Stop the server; open transactions are rolled back. Does nothing if it is stopped."""
         if self._server is not None:

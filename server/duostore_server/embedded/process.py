@@ -25,6 +25,10 @@ class EmbeddedStoreError(Exception):
     """An embedded store cannot be started. The text says why and what to do about it."""
 
 
+class EmbeddedStoreDiedError(EmbeddedStoreError):
+    """An embedded store has ended by itself. The text says how, and what to do about it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """What to run, and how to end it.
@@ -96,6 +100,19 @@ class ServerProcess:
     def exit_code(self) -> int | None:
         """Return the exit code, negative for a signal, or None while the server runs."""
         return self._server.poll()
+
+    def check(self, name: str) -> None:
+        """Raise ``EmbeddedStoreDiedError``, with this name, if the server has ended by itself."""
+        if (code := self.exit_code()) is None:
+            return
+        how = (
+            f"was ended by {signal.Signals(-code).name}"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
+        raise EmbeddedStoreDiedError(
+            f"{name} {how}. Start it again. The end of its log:\n{self.log_tail()}"
+        )
 
     def log_tail(self) -> str:
         """Return the last few KiB of what the server wrote."""

@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from duostore_server.domain.admin_ports import Backfills
-    from duostore_server.domain.backfills import Backfill, BackfillPart, BackfillState, Batch
+    from duostore_server.domain.backfills import (
+        Advanced,
+        Backfill,
+        BackfillPart,
+        BackfillState,
+        Batch,
+    )
     from duostore_server.domain.deadline import Deadline
     from duostore_server.telemetry.metrics import Metrics
 
@@ -29,6 +35,7 @@ class ObservedBackfills:
         self._find = StoreCalls(metrics, Store.AURORA, "backfill_find")
         self._unfinished = StoreCalls(metrics, Store.AURORA, "backfill_unfinished")
         self._claim = StoreCalls(metrics, Store.AURORA, "backfill_claim")
+        self._hold = StoreCalls(metrics, Store.AURORA, "backfill_hold")
         self._advance = StoreCalls(metrics, Store.AURORA, "backfill_advance")
 
     def start(
@@ -71,6 +78,13 @@ class ObservedBackfills:
                 call.outcome = "miss"
             return parts
 
-    def advance(self, part: BackfillPart, batch: Batch, deadline: Deadline) -> BackfillPart | None:
+    def hold(self, part: BackfillPart, deadline: Deadline) -> BackfillPart | None:
+        with self._hold() as call:
+            held = self._delegate.hold(part, deadline)
+            if held is None:
+                call.outcome = "miss"
+            return held
+
+    def advance(self, part: BackfillPart, batch: Batch, deadline: Deadline) -> Advanced:
         with self._advance():
             return self._delegate.advance(part, batch, deadline)

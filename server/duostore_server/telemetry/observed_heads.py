@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.ports import Heads
     from duostore_server.domain.snapshots import Head, HeadChange, HeadWritten
+    from duostore_server.domain.transactions import IdempotencyKey, Recorded
     from duostore_server.telemetry.metrics import Metrics
 
 
@@ -24,6 +25,7 @@ class ObservedHeads:
         self._delegate = delegate
         self._read = StoreCalls(metrics, Store.DYNAMODB, "read_heads")
         self._write = StoreCalls(metrics, Store.DYNAMODB, "write_head")
+        self._recall = StoreCalls(metrics, Store.DYNAMODB, "recall_head_write")
 
     def read(self, keys: Collection[EntityKey], deadline: Deadline) -> Mapping[EntityKey, Head]:
         with self._read() as call:
@@ -35,3 +37,7 @@ class ObservedHeads:
     def write(self, change: HeadChange, deadline: Deadline) -> HeadWritten:
         with self._write():
             return self._delegate.write(change, deadline)
+
+    def recall(self, key: IdempotencyKey, deadline: Deadline) -> Recorded | None:
+        with self._recall():
+            return self._delegate.recall(key, deadline)

@@ -43,6 +43,9 @@ class ObservedProjectionItems:
                 call.outcome = "conflict"
             return replaced
 
+    def fits(self, key: EntityKey, projection: Projection) -> bool:
+        return self._delegate.fits(key, projection)
+
     def page(self, start: str | None, limit: int, deadline: Deadline) -> ItemPage:
         with self._page():
             return self._delegate.page(start, limit, deadline)

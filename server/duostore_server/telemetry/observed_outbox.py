@@ -36,9 +36,9 @@ class ObservedOutbox:
                 call.outcome = "miss"
             return rows
 
-    def complete(self, ids: Collection[int], deadline: Deadline) -> None:
+    def complete(self, rows: Collection[OutboxRow], deadline: Deadline) -> None:
         with self._complete():
-            self._delegate.complete(ids, deadline)
+            self._delegate.complete(rows, deadline)
 
     def backlog(self, deadline: Deadline) -> Backlog:
         with self._backlog():

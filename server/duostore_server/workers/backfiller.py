@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 SETTLE_SECONDS: Final = 2.5
 
 _AURORA_SECONDS: Final = 2.0
-# Less than a claim lasts, so that a part is held while a batch of it is under way.
-_BATCH_SECONDS: Final = 6.0
 _CLAIM_EVERY_SECONDS: Final = 1.0
-# A part that waits for its rate is held on to, so often.
-_HOLD_EVERY_SECONDS: Final = 3.0
+# Of a part that was noted so long ago the claim is renewed before anything else. It may have to
+# wait for a round that is under way, which lasts as long as a claim of others, a batch and its
+# checkpoint: all of it is less than ``CLAIM_SECONDS``.
+_HOLD_EVERY_SECONDS: Final = 1.5
+_BATCH_SECONDS: Final = 6.0
 # A batch of a part with a rate is what that allows in this time.
 _PACE_SECONDS: Final = 0.5
 # What is made up for of time that was lost.
@@ -42,12 +43,26 @@ _log = structlog.get_logger(__name__)
 class Held:
     """A part that is held: None once it is not. Times are of the clock.
 
-    The next batch may begin at ``due``; the last checkpoint was at ``noted``.
+    Its claim was last renewed at ``noted``. From ``since`` on ``done`` entities are to be paid
+    for, by waiting, at the rate that the part has by now.
     """
 
     part: BackfillPart | None
-    due: float
+    since: float
     noted: float
+    done: int = 0
+
+    def due(self, part: BackfillPart) -> float:
+        """Return when the next batch of the part may begin."""
+        return self.since + (self.done / part.rate if part.rate else 0.0)
+
+    def is_due(self, now: float) -> bool:
+        """Return whether the next batch may begin."""
+        return self.part is not None and self.due(self.part) <= now
+
+    def is_slipping(self, now: float) -> bool:
+        """Return whether the claim has to be renewed."""
+        return now >= self.noted + _HOLD_EVERY_SECONDS
 
 
 class Each(Protocol):
@@ -112,7 +127,8 @@ class Backfiller:
         now = self._clock()
         if len(self._held) < self._workers and now >= self._claim_at:
             self._claim(now)
-        ready = [held for held in self._held if held.due <= now or _is_slipping(held, now)]
+            now = self._clock()
+        ready = [held for held in self._held if held.is_due(now) or held.is_slipping(now)]
         before = len(self._held)
         try:
             done = list(self._each(self._step, ready))
@@ -127,17 +143,21 @@ class Backfiller:
             # Others may wait for the place of a part that has come to its end.
             self._claim_at = now
             return True
-        return any(held.due <= now for held in self._held)
+        return any(held.is_due(now) for held in self._held)
 
     def _claim(self, now: float) -> None:
         self._claim_at = now + _CLAIM_EVERY_SECONDS
         room = self._workers - len(self._held)
-        parts = self._backfills.claim(self._kinds, room, Deadline.after(_AURORA_SECONDS))
+        parts = self._backfills.claim(self._kinds, room, self._within(_AURORA_SECONDS))
         held = {held.part.backfill for held in self._held if held.part is not None}
         held |= {part.backfill for part in parts}
         # One of which nothing is held any more may have been paused, and flags set meanwhile.
         self._begin = {id_: self._begin.get(id_, now + self._settle) for id_ in held}
-        self._held += [Held(part, self._begin[part.backfill], now) for part in parts]
+        # Those who hold others hear by then that the rate is shared by one more.
+        paced = now + _PACE_SECONDS
+        for part in parts:
+            begin = self._begin[part.backfill]
+            self._held.append(Held(part, max(begin, paced) if part.rate else begin, now))
 
     def _step(self, held: Held) -> bool:
         """Do a batch of a part, or hold on to it; return False if it had to be let go."""
@@ -157,18 +177,24 @@ class Backfiller:
         return True
 
     def _go_on(self, part: BackfillPart, held: Held) -> BackfillPart | None:
-        deadline = Deadline.after(_BATCH_SECONDS)
         began = self._clock()
-        batch = Batch(part.after, 0, 0, 0)
-        if held.due <= began:
-            batch = self._do(part, deadline)
+        if held.is_slipping(began):
+            again = self._backfills.hold(part, self._within(_AURORA_SECONDS))
+            if again is None:
+                return None
+            held.noted, part, began = began, again, self._clock()
+        due = held.due(part)
+        if due > began:
+            return part
+        batch = self._do(part, self._within(_BATCH_SECONDS))
+        noted = self._clock()
         # With time of its own: what is done must not be done again.
-        following = self._backfills.advance(part, batch, Deadline.after(_AURORA_SECONDS))
-        held.noted = self._clock()
-        self._count(part.kind, batch)
-        if following is not None and following.rate:
-            held.due = max(held.due, began - _MOST_BEHIND_SECONDS) + batch.done / following.rate
-        return following
+        advanced = self._backfills.advance(part, batch, self._within(_AURORA_SECONDS))
+        if advanced.is_counted:
+            self._count(part.kind, batch)
+        held.noted = noted
+        held.since, held.done = max(due, began - _MOST_BEHIND_SECONDS), batch.done
+        return advanced.part
 
     def _do(self, part: BackfillPart, deadline: Deadline) -> Batch:
         limit = self._batch
@@ -177,6 +203,9 @@ class Backfiller:
         page = self._entities.page(part.kind, part.after, part.until, limit, deadline)
         projected, failed = self._reprojecting.bring(page.entities, deadline)
         return Batch(page.last, len(page.entities), projected, failed)
+
+    def _within(self, seconds: float) -> Deadline:
+        return Deadline.after(seconds, clock=self._clock)
 
     def _count(self, kind: str, batch: Batch) -> None:
         unchanged = batch.done - batch.projected - batch.failed
@@ -187,12 +216,3 @@ class Backfiller:
         ):
             if count:
                 self._backfilled(kind, outcome, count)
-
-
-def _is_slipping(held: Held, now: float) -> bool:
-    """Return whether a part that waits has to be held on to.
-
-    There is no such checkpoint before its first batch, which soon begins.
-    """
-    has_begun = held.part is not None and held.part.after is not None
-    return has_begun and now >= held.noted + _HOLD_EVERY_SECONDS

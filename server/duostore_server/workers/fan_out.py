@@ -225,9 +225,7 @@ class Recomputer:
         if not self._propagation.propagate(entities, Deadline.after(_PROPAGATE_SECONDS)):
             return Brought.NOT_ON
         try:
-            self._outbox.complete(
-                [one.outbox_id for one in written], Deadline.after(_COMPLETE_SECONDS)
-            )
+            self._outbox.complete([one.row for one in written], Deadline.after(_COMPLETE_SECONDS))
         except (StoreError, DeadlineExceededError):
             # The projector does it again, and completes them.
             return Brought.NOT_ON

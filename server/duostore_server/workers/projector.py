@@ -69,7 +69,7 @@ class Projector:
             return False
         deadline = Deadline.after(self._budget)
         done = [
-            row.id
+            row
             for row, brought in zip(
                 rows, self._each(lambda row: self._bring(row, deadline), rows), strict=True
             )

@@ -149,7 +149,7 @@ class Verifier:
             self._metrics.drifted(finding.key.kind, finding.drift)
             _tell(finding)
         if self._repair and drifted:
-            self._mend([one.key for one in drifted])
+            self._mend([one.key for one in drifted if not all(map(_is_evolution, one.findings))])
         self._note(due, examined, now)
         if due and not examined:
             raise IncompleteRoundError(f"{len(due)} looks could not be done")
@@ -246,6 +246,11 @@ def _outcome(look: _Due, examined: Examined | None) -> str:
     if examined.unknown or (misleading and not look.version):
         return UNDECIDED
     return CONSISTENT
+
+
+def _is_evolution(finding: Finding) -> bool:
+    """Whether a backfill brings what lacks, at its own rate."""
+    return finding.drift.is_evolution
 
 
 def _tell(finding: Finding) -> None:

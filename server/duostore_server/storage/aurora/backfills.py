@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from psycopg.types.numeric import Int4, Int8
 
-from duostore_server.domain.backfills import Backfill, BackfillPart, BackfillState
+from duostore_server.domain.backfills import (
+    CLAIM_SECONDS,
+    Advanced,
+    Backfill,
+    BackfillPart,
+    BackfillState,
+)
 from duostore_server.domain.errors import Store, StoreOverloadedError
 from duostore_server.domain.keys import EntityKey
 from duostore_server.storage.aurora.entities import AuroraEntities
@@ -24,7 +30,6 @@ if TYPE_CHECKING:
     from duostore_server.domain.deadline import Deadline
     from duostore_server.storage.aurora.pool import AuroraPool
 
-_CLAIM_SECONDS: Final = 10.0
 # Of a kind, so many keys for each part, by which it is cut into parts of about one size.
 _KEYS_PER_PART: Final = 100
 # One that is found running may have ended when it is joined, again and again.
@@ -89,10 +94,10 @@ WHERE kind = %(kind)s AND state IN ('running', 'paused')
 RETURNING id
 """
 
+# Those that were free are claimed in the same statement, whose subqueries see them as they were.
 _CLAIM: Final = """
 WITH free AS MATERIALIZED (
-    SELECT p.backfill, p.number, p.claimed_until, b.kind, b.rate,
-        b.parts - b.parts_done AS parts_left
+    SELECT p.backfill, p.number, p.claimed_until, b.kind, b.rate
     FROM duostore.backfill AS b
     JOIN duostore.backfill_part AS p ON p.backfill = b.id
     WHERE b.state = 'running' AND b.kind = ANY (%s)
@@ -106,19 +111,45 @@ WITH free AS MATERIALIZED (
     FROM free
     WHERE p.backfill = free.backfill AND p.number = free.number
     RETURNING p.backfill, free.kind, p.number, p.claim, p.after_tenant, p.after_id,
-        p.until_tenant, p.until_id, free.rate, free.parts_left,
-        free.claimed_until AS free_since
+        p.until_tenant, p.until_id, free.rate, free.claimed_until AS free_since
 )
 SELECT backfill, kind, number, claim, after_tenant, after_id, until_tenant, until_id, rate,
-    parts_left
+    count(*) OVER (PARTITION BY backfill) + (
+        SELECT count(*)
+        FROM duostore.backfill_part AS o
+        WHERE o.backfill = claimed.backfill
+            AND NOT o.ended AND o.claimed_until > statement_timestamp()
+    )
 FROM claimed
 ORDER BY free_since, backfill, number
+"""
+
+# A part p is claimed itself, though its claim may have run out and nobody taken it.
+_CLAIMED: Final = """
+    1 + (
+        SELECT count(*)
+        FROM duostore.backfill_part AS o
+        WHERE o.backfill = p.backfill AND o.number <> p.number
+            AND NOT o.ended AND o.claimed_until > clock_timestamp()
+    )
+"""
+
+_HOLDING: Final = """
+UPDATE duostore.backfill_part AS p
+SET claimed_until = clock_timestamp() + %(hold)s
+FROM duostore.backfill AS b
+WHERE b.id = p.backfill AND b.state = 'running'
+    AND p.backfill = %(backfill)s AND p.number = %(number)s
+    AND p.claim = %(claim)s AND NOT p.ended
+    AND (p.after_tenant, p.after_id)
+        IS NOT DISTINCT FROM (%(after_tenant)s::text, %(after_id)s::text)
+RETURNING b.rate, {claimed}
 """
 
 # The checkpoint and the counts move together, and only from where the batch began: so it counts
 # once. Parts that are done are counted in the row of the backfill, where they queue up: of two
 # that end at once, one sees that it is the last.
-_ADVANCE: Final = """
+_ADVANCING: Final = """
 WITH advanced AS (
     UPDATE duostore.backfill_part AS p
     SET done = p.done + %(done)s,
@@ -135,7 +166,7 @@ WITH advanced AS (
         AND p.claim = %(claim)s AND NOT p.ended
         AND (p.after_tenant, p.after_id)
             IS NOT DISTINCT FROM (%(after_tenant)s::text, %(after_id)s::text)
-    RETURNING p.backfill, p.ended, b.rate, b.parts - b.parts_done AS parts_left
+    RETURNING p.backfill, p.ended, b.rate, {claimed} AS claimed
 ), done AS (
     UPDATE duostore.backfill AS b
     SET parts_done = b.parts_done + 1,
@@ -146,26 +177,30 @@ WITH advanced AS (
     FROM advanced
     WHERE b.id = advanced.backfill AND advanced.ended
 )
-SELECT rate, parts_left FROM advanced
+SELECT NOT ended, rate, claimed FROM advanced
 """
 
-# Where the batch was noted before, and the answer lost.
-_HOLD: Final = """
+# Where the batch was noted before, and the answer lost: none but who has the claim can have
+# brought the part to where that batch ends.
+_RECALLING: Final = """
 UPDATE duostore.backfill_part AS p
 SET claimed_until = clock_timestamp() + %(hold)s
 FROM duostore.backfill AS b
-WHERE b.id = p.backfill AND b.state = 'running'
+WHERE b.id = p.backfill
     AND p.backfill = %(backfill)s AND p.number = %(number)s
-    AND p.claim = %(claim)s AND NOT p.ended
-    AND (p.after_tenant, p.after_id) = (%(last_tenant)s, %(last_id)s)
-RETURNING b.rate, b.parts - b.parts_done
+    AND p.claim = %(claim)s AND p.ended = %(ended)s
+    AND (p.ended OR (p.after_tenant, p.after_id) = (%(last_tenant)s::text, %(last_id)s::text))
+RETURNING b.state = 'running' AND NOT p.ended, b.rate, {claimed}
 """
+_HOLD: Final = _HOLDING.format(claimed=_CLAIMED)
+_ADVANCE: Final = _ADVANCING.format(claimed=_CLAIMED)
+_ADVANCED_BEFORE: Final = _RECALLING.format(claimed=_CLAIMED)
 
 
 class AuroraBackfills:
     """``admin_ports.Backfills`` on PostgreSQL. A claim holds for ``claim`` seconds."""
 
-    def __init__(self, pool: AuroraPool, *, claim: float = _CLAIM_SECONDS) -> None:
+    def __init__(self, pool: AuroraPool, *, claim: float = CLAIM_SECONDS) -> None:
         self._pool = pool
         self._entities = AuroraEntities(pool)
         self._claim = timedelta(seconds=claim)
@@ -204,15 +239,20 @@ class AuroraBackfills:
         rows = self._pool.execute(_CLAIM, (list(kinds), Int8(limit), self._claim), deadline)
         return [_part(row) for row in rows]
 
-    def advance(self, part: BackfillPart, batch: Batch, deadline: Deadline) -> BackfillPart | None:
+    def hold(self, part: BackfillPart, deadline: Deadline) -> BackfillPart | None:
+        rows = self._pool.execute(_HOLD, _held(part, self._claim), deadline)
+        for rate, claimed in rows:
+            return replace(part, rate=_share(rate, claimed))
+        return None
+
+    def advance(self, part: BackfillPart, batch: Batch, deadline: Deadline) -> Advanced:
         params = _params(part, batch, self._claim)
         rows = self._pool.execute(_ADVANCE, params, deadline)
-        if batch.last is None:
-            return None
-        rows = rows or self._pool.execute(_HOLD, params, deadline)
-        for rate, parts_left in rows:
-            return replace(part, after=batch.last, rate=_share(rate, parts_left))
-        return None
+        rows = rows or self._pool.execute(_ADVANCED_BEFORE, params, deadline)
+        for goes_on, rate, claimed in rows:
+            following = replace(part, after=batch.last, rate=_share(rate, claimed))
+            return Advanced(is_counted=True, part=following if goes_on else None)
+        return Advanced(is_counted=False, part=None)
 
     def _cut(self, kind: str, parts: int, deadline: Deadline) -> dict[str, object]:
         """Return the parts of a kind, of about one size, as parameters."""
@@ -237,22 +277,29 @@ class AuroraBackfills:
         return [_backfill(row) for row in rows if row[1] is not None]
 
 
-def _params(part: BackfillPart, batch: Batch, hold: timedelta) -> dict[str, object]:
-    """Return the parameters of a statement that notes a batch of a part."""
-    last = batch.last
+def _held(part: BackfillPart, hold: timedelta) -> dict[str, object]:
+    """Return the parameters of a statement that holds a part."""
     return {
         "backfill": Int8(part.backfill),
         "number": Int4(part.number),
         "claim": Int8(part.claim),
         "after_tenant": part.after and part.after.tenant,
         "after_id": part.after and part.after.id,
+        "hold": hold,
+    }
+
+
+def _params(part: BackfillPart, batch: Batch, hold: timedelta) -> dict[str, object]:
+    """Return the parameters of a statement that notes a batch of a part."""
+    last = batch.last
+    return {
+        **_held(part, hold),
         "last_tenant": last and last.tenant,
         "last_id": last and last.id,
         "ended": last is None,
         "done": Int8(batch.done),
         "projected": Int8(batch.projected),
         "failed": Int8(batch.failed),
-        "hold": hold,
     }
 
 
@@ -292,7 +339,7 @@ def _backfill(row: TupleRow) -> Backfill:
 
 def _part(row: TupleRow) -> BackfillPart:
     backfill, kind, number, claim, *rest = row
-    after_tenant, after_id, until_tenant, until_id, rate, parts_left = rest
+    after_tenant, after_id, until_tenant, until_id, rate, claimed = rest
     return BackfillPart(
         backfill=backfill,
         kind=kind,
@@ -300,13 +347,13 @@ def _part(row: TupleRow) -> BackfillPart:
         claim=claim,
         after=_key(kind, after_tenant, after_id),
         until=_key(kind, until_tenant, until_id),
-        rate=_share(rate, parts_left),
+        rate=_share(rate, claimed),
     )
 
 
-def _share(rate: int, parts_left: int) -> float:
-    """Return what a part may do of what all that are not done may do together."""
-    return rate / max(1, parts_left)
+def _share(rate: int, claimed: int) -> float:
+    """Return what a part may do of what all that are claimed may do together."""
+    return rate / claimed
 
 
 def _quantiles(keys: Sequence[EntityKey], parts: int) -> list[EntityKey]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from psycopg.types.numeric import Int8
 
 from duostore_server.domain.documents import compact_json
-from duostore_server.domain.entities import Entity
+from duostore_server.domain.entities import Entity, OutboxRow
 from duostore_server.domain.errors import (
     EntityExistsError,
     EntityNotFoundError,
@@ -66,8 +66,9 @@ def statement_of(
 
 def written_of(change: Change, row: TupleRow) -> Written:
     """Return what a change came to, of the row that its statement answered."""
-    version, create_time, update_time, outbox_id = row
-    return Written(entity_of(change.key, version, change.data, create_time, update_time), outbox_id)
+    version, create_time, update_time, outbox_id, as_of = row
+    entity = entity_of(change.key, version, change.data, create_time, update_time)
+    return Written(entity, OutboxRow(outbox_id, change.key, as_of.astimezone(UTC)))
 
 
 def entity_of(

@@ -13,6 +13,8 @@ from duostore_server.domain.keys import EntityKey
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from psycopg.rows import TupleRow
+
     from duostore_server.domain.deadline import Deadline
     from duostore_server.storage.aurora.pool import AuroraPool
 
@@ -36,15 +38,39 @@ WITH due AS MATERIALIZED (
     WHERE o.tenant = due.tenant AND o.kind = due.kind AND o.entity_id = due.entity_id
     RETURNING o.id, o.tenant, o.kind, o.entity_id, due.due_time
 )
-SELECT id, tenant, kind, entity_id FROM claimed ORDER BY due_time, id
+SELECT id, clock_timestamp(), tenant, kind, entity_id FROM claimed ORDER BY due_time, id
 """
 
 # A row that is locked is being given a new id: it is not to be removed, and waiting for its
 # saver, with other rows locked, could end in a deadlock.
+# A row that has a new id by now stands for what was committed after as_of: all before was
+# brought. It is made younger up to that, and not up to now, since what was committed meanwhile
+# has waited for as long; nor up to a time that is to come, of a clock that was set back.
 _COMPLETE: Final = """
-DELETE FROM duostore.outbox WHERE id IN (
-    SELECT id FROM duostore.outbox WHERE id = ANY (%s) FOR UPDATE SKIP LOCKED
+WITH done AS MATERIALIZED (
+    SELECT o.place, o.id, o.id = d.id AS is_met, d.as_of
+    FROM unnest(%s::bigint[], %s::timestamptz[], %s::text[], %s::text[], %s::text[])
+        AS d (id, as_of, tenant, kind, entity_id)
+    -- A subquery that locks is not pulled up: each row is found by its key, in any table.
+    CROSS JOIN LATERAL (
+        SELECT o.ctid AS place, o.id
+        FROM duostore.outbox AS o
+        WHERE o.tenant = d.tenant AND o.kind = d.kind AND o.entity_id = d.entity_id
+            AND (
+                o.id = d.id
+                OR (o.id > d.id AND o.create_time < d.as_of AND d.as_of <= clock_timestamp())
+            )
+        FOR UPDATE SKIP LOCKED
+    ) AS o
+), removed AS (
+    DELETE FROM duostore.outbox AS o
+    USING done
+    WHERE o.ctid = done.place AND o.id = done.id AND done.is_met
 )
+UPDATE duostore.outbox AS o
+SET create_time = done.as_of
+FROM done
+WHERE o.ctid = done.place AND o.id = done.id AND NOT done.is_met
 """
 
 _BACKLOG: Final = """
@@ -74,16 +100,16 @@ ORDER BY tenant COLLATE "C", kind COLLATE "C", entity_id COLLATE "C"
 ON CONFLICT (tenant, kind, entity_id) DO UPDATE SET
     id = DEFAULT,
     due_time = least(o.due_time, excluded.due_time)
-RETURNING id, tenant, kind, entity_id
+RETURNING id, clock_timestamp(), tenant, kind, entity_id
 """
 
 
 class AuroraOutbox:
     """``ports.Outbox`` on PostgreSQL. A claim holds for ``claim`` seconds.
 
-    ``backlog`` never understates: a row keeps the age of the oldest change that it stands
-    for. It may overstate for a key that is saved faster than completions come in, whose row
-    each of them just misses.
+    ``backlog`` never understates how long ago the oldest change was committed that is not known
+    to be brought. It may overstate: a row keeps its age until a completion tells that what it
+    stood for was brought.
     """
 
     def __init__(self, pool: AuroraPool, *, claim: float = _CLAIM_SECONDS) -> None:
@@ -92,11 +118,16 @@ class AuroraOutbox:
 
     def claim(self, limit: int, deadline: Deadline) -> Sequence[OutboxRow]:
         rows = self._pool.execute(_CLAIM, (Int8(limit), self._claim), deadline)
-        return [OutboxRow(id_, EntityKey(*key)) for id_, *key in rows]
+        return list(map(_row, rows))
 
-    def complete(self, ids: Collection[int], deadline: Deadline) -> None:
-        if ids:
-            self._pool.execute(_COMPLETE, ([Int8(id_) for id_ in ids],), deadline)
+    def complete(self, rows: Collection[OutboxRow], deadline: Deadline) -> None:
+        if not rows:
+            return
+        # Of several of a key the newest: the others say no more.
+        newest = {row.key: row for row in sorted(rows, key=lambda row: row.id)}
+        done = list(newest.values())
+        ids, times = [Int8(row.id) for row in done], [row.as_of for row in done]
+        self._pool.execute(_COMPLETE, (ids, times, *_columns(list(newest))), deadline)
 
     def backlog(self, deadline: Deadline) -> Backlog:
         ((depth, oldest_seconds),) = self._pool.execute(_BACKLOG, (), deadline)
@@ -124,7 +155,12 @@ class AuroraOutbox:
         if not ordered:
             return []
         rows = self._pool.execute(_OBLIGE, (due_after, *_columns(ordered)), deadline)
-        return [OutboxRow(id_, EntityKey(*key)) for id_, *key in rows]
+        return list(map(_row, rows))
+
+
+def _row(row: TupleRow) -> OutboxRow:
+    id_, as_of, *key = row
+    return OutboxRow(id_, EntityKey(*key), as_of.astimezone(UTC))
 
 
 def _columns(keys: Sequence[EntityKey]) -> tuple[list[str], list[str], list[str]]:

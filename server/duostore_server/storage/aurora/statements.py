@@ -48,7 +48,11 @@ _REMEMBERED: Final = """
 )
 """
 
-_ANSWER: Final = "SELECT version, create_time, update_time, id FROM written, queued"
+# The time is one before the commit, by the clock: whatever is committed after this change is
+# committed after that.
+_ANSWER: Final = (
+    "SELECT version, create_time, update_time, id, clock_timestamp() FROM written, queued"
+)
 
 _UPSERT: Final = """
 WITH written AS (

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from duostore_server.domain.keys import EntityKey
     from duostore_server.domain.ports import Heads
     from duostore_server.domain.snapshots import Head, HeadChange, HeadWritten
+    from duostore_server.domain.transactions import IdempotencyKey, Recorded
     from duostore_server.storage.dynamodb.guarded import Guard
 
 
@@ -28,3 +29,7 @@ class GuardedHeads:
     def write(self, change: HeadChange, deadline: Deadline) -> HeadWritten:
         with self._guard.watched():
             return self._delegate.write(change, deadline)
+
+    def recall(self, key: IdempotencyKey, deadline: Deadline) -> Recorded | None:
+        with self._guard.watched():
+            return self._delegate.recall(key, deadline)

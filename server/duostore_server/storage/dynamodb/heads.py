@@ -111,6 +111,9 @@ class DynamoHeads:
             return self._write(write, deadline)
         return self._write_once(write, change.idempotency, deadline)
 
+    def recall(self, key: IdempotencyKey, deadline: Deadline) -> Recorded | None:
+        return self._patience.gather(self._records, (key,), deadline)[key]
+
     def _write(self, write: HeadWrite, deadline: Deadline) -> HeadWritten:
         effort = self._patience.begin()
         attempt = Attempt()
@@ -145,7 +148,7 @@ class DynamoHeads:
                 effort.wait(deadline, _in_progress)
             head = self.read((key,), deadline).get(key)
             if refused := refusal(write.change, head):
-                earlier = self._recorded(idempotency, deadline)
+                earlier = self.recall(idempotency.key, deadline)
                 if earlier is None:
                     raise refused
                 return _replayed(idempotency, earlier)
@@ -172,10 +175,6 @@ class DynamoHeads:
         if not of_record.condition_failed:
             return None
         return record_in_the_way(of_record.item, write.change.now)
-
-    def _recorded(self, idempotency: Idempotency, deadline: Deadline) -> Recorded | None:
-        key = idempotency.key
-        return self._patience.gather(self._records, (key,), deadline)[key]
 
 
 def _replayed(idempotency: Idempotency, recorded: Recorded) -> HeadWritten:

@@ -3,17 +3,23 @@
     pk           ``tenant#kind#id``
     version      of the entity
     form         ``value``, ``tombstone`` or ``stub``
-    payload, encoding                   shape 1 of a value
-    payload_N, encoding_N, version_N    a later shape N, if ``version_N`` is ``version``
+    payload, encoding, crc              shape 1 of a value
+    payload_N, encoding_N, crc_N, version_N
+                                        a later shape N, if ``version_N`` is ``version``
 
 All shapes are in one item, so that the condition on its version guards each of them. What
 raises ``version`` and knows nothing of shape N, an older release say, leaves that one behind;
 it is told by its version, and is as good as not there.
+
+``crc`` is the CRC-32 of what the payload belongs to and of its bytes as they are stored: what
+somebody else has put there, be it the payload of another item, is not answered to readers. An item
+without it is taken as it is.
 """
 
 from __future__ import annotations
 
 import re
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -31,7 +37,7 @@ from duostore_server.storage.dynamodb.attributes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from types_boto3_dynamodb.type_defs import AttributeValueTypeDef
 
@@ -48,14 +54,15 @@ Unreadable: TypeAlias = "Callable[[EntityKey, int, str], None]"
 _NUMBER_BYTES: Final = 21
 
 _VERSION: Final = "version"
+_CHECK: Final = "crc"
 _LATER_PAYLOAD: Final = re.compile(rf"{PAYLOAD}_([2-9]|[1-9][0-9]{{1,2}})")
 
 
 def attributes_of(shape: int) -> tuple[str, ...]:
-    """Return the names of a shape's attributes: payload, encoding and, of a later one, version."""
+    """Return the names of a shape's attributes: payload, encoding, crc; of a later one version."""
     if shape == AS_SAVED:
-        return PAYLOAD, ENCODING
-    return f"{PAYLOAD}_{shape}", f"{ENCODING}_{shape}", f"{_VERSION}_{shape}"
+        return PAYLOAD, ENCODING, _CHECK
+    return tuple(f"{name}_{shape}" for name in (PAYLOAD, ENCODING, _CHECK, _VERSION))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +92,10 @@ def encode(key: EntityKey, projection: Projection, *, compress_above: int) -> Wr
     """
     write = Write(key, projection, _head(key, projection))
     for shape, payload in _payloads(projection):
-        holds, encoded, *versions = attributes_of(shape)
+        holds, encoded, check, *versions = attributes_of(shape)
         stored, compressed = compress(payload, above=compress_above)
         write.item[holds] = {"B": stored}
+        write.item[check] = {"N": str(_check(str(key), projection.version, shape, stored))}
         if compressed:
             write.item[encoded] = {"S": ZSTD}
         write.item.update(dict.fromkeys(versions, write.item[_VERSION]))
@@ -115,19 +123,39 @@ def _head(key: EntityKey, projection: Projection) -> Item:
     }
 
 
-def decode(key: EntityKey, item: Mapping[str, Any], unreadable: Unreadable) -> Projection:
+def _check(pk: str, version: int, shape: int, stored: bytes) -> int:
+    """Return the check of a payload as it is stored, of one shape of one version of an entity."""
+    # A key holds no control characters, so that this is the same of nothing else.
+    return zlib.crc32(stored, zlib.crc32(f"{pk}\0{version}\0{shape}".encode()))
+
+
+def decode(
+    key: EntityKey, item: Mapping[str, Any], unreadable: Unreadable, *, checked: bool = True
+) -> Projection:
     """Return the projection that an item holds.
 
     An item that cannot be read is a ``Form.STUB`` with the version it shows, or 0, so
-    that the authority is asked; ``unreadable`` is told.
+    that the authority is asked; ``unreadable`` is told. Unless it is to be ``checked``, what
+    is there is returned though it is not what was put.
     """
     version = 0
     try:
         version = _version(item)
-        return _projection(version, item)
+        projection = _projection(version, item)
+        if checked:
+            _verify(str(key), version, item, projection.shapes)
     except UnreadableError as error:
         unreadable(key, version, str(error))
         return Projection(version, Form.STUB)
+    return projection
+
+
+def _verify(pk: str, version: int, item: Mapping[str, Any], shapes: Iterable[int]) -> None:
+    """Raise ``UnreadableError`` if a payload is not the one whose check there is."""
+    for shape in shapes:
+        holds, _, check, *_ = attributes_of(shape)
+        if check in item and whole(item, check) != _check(pk, version, shape, item[holds]["B"]):
+            raise UnreadableError(f"{holds} is not what was put: {check} differs")
 
 
 def _projection(version: int, item: Mapping[str, Any]) -> Projection:

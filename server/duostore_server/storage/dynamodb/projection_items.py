@@ -86,6 +86,10 @@ class DynamoProjectionItems:
             return self._delete(found.key, unchanged)
         return self._put(encode(found.key, by, compress_above=self._compress_above), unchanged)
 
+    def fits(self, key: EntityKey, projection: Projection) -> bool:
+        write = encode(key, projection, compress_above=self._compress_above)
+        return write.projection == projection
+
     def page(self, start: str | None, limit: int, deadline: Deadline) -> ItemPage:
         scan: ScanInputTypeDef = {
             "TableName": self._table,
@@ -183,6 +187,9 @@ class DynamoProjectionItems:
 def _held(key: EntityKey, item: Mapping[str, Any]) -> HeldItem:
     faults: list[str] = []
     projection = decode(key, item, lambda _key, _version, fault: faults.append(fault))
+    if faults:
+        # What was changed by hand can be told by path, if it can be read at all.
+        projection = decode(key, item, lambda *_: None, checked=False)
     return HeldItem(key, projection, "".join(faults), stored_bytes(item), item)
 
 

@@ -73,7 +73,7 @@ class ProjectionTable:
         }
 
     def put(self, writes: Sequence[Write]) -> dict[Write, Projection]:
-        """Store each write unless what is held is newer, or as new and in all its shapes.
+        """Store each write unless what is held is newer, or as new and lacks nothing of it.
 
         Returns what is held.
         """
@@ -140,22 +140,27 @@ class ProjectionTable:
 def _if_newer_or_lacking(write: Write) -> tuple[str, dict[str, AttributeValueTypeDef]]:
     """Return the condition of a put, and its values.
 
-    A stub of the same version stands in the way: what was too large is too large, and would
-    be written anew by each of its readers.
+    A stub gives way to all that its version has: the document may fit by now, or what could
+    not be made of it can be. It gives way to no other stub: what is too large is too large, and
+    would be written anew by each who tries.
     """
     values: dict[str, AttributeValueTypeDef] = {
         ":version": write.item["version"],
         ":number": {"S": "N"},
     }
-    if write.projection.form is not Form.VALUE:
+    if write.projection.form is Form.STUB:
         return _IF_NEWER, values
+    condition = f"{_IF_NEWER} OR (version = :version AND form = :stub)"
+    values[":stub"] = {"S": Form.STUB.value}
+    if write.projection.form is Form.TOMBSTONE:
+        return condition, values
     lacking = " OR ".join(map(_lacks, sorted(write.projection.shapes)))
-    condition = f"{_IF_NEWER} OR (version = :version AND form = :value AND ({lacking}))"
+    condition = f"{condition} OR (version = :version AND form = :value AND ({lacking}))"
     return condition, {**values, ":value": {"S": Form.VALUE.value}}
 
 
 def _lacks(shape: int) -> str:
-    payload, _, *versions = attributes_of(shape)
+    payload, _, _, *versions = attributes_of(shape)
     return " OR ".join(
         [
             f"attribute_not_exists({payload})",
