@@ -344,7 +344,7 @@ def test_to_wait_for_others_ends_with_the_timeout(
     client: DynamoDBClient, table_prefix: str
 ) -> None:
     with (
-        engine_on(client, table_prefix, timeout=0.2) as engine,
+        engine_on(client, table_prefix, timeout=0.4) as engine,
         Traffic(client).watched() as traffic,
     ):
         traffic.tamper = always("TransactWriteItems", cancelled("TransactionConflict", "None"))
