@@ -113,13 +113,11 @@ def test_before_the_first_refresh_nothing_may_be_written_and_no_flag_is_known() 
     stack.controls.error = StoreUnavailableError(Store.AURORA)
     with pytest.raises(StoreUnavailableError):
         stack.in_force.refresh()
-    assert not stack.in_force.is_known()
     assert {name: stack.in_force.flag(name) for name in FLAGS} == {"word": None, "share": None}
     with pytest.raises(ControlsUnknownError, match="have not been read"):
         stack.in_force.check_writable(("proposal",))
     stack.controls.error = None
     assert stack.values() == {"word": "a", "share": 0}
-    assert stack.in_force.is_known()
     stack.in_force.check_writable(("proposal",))
 
 

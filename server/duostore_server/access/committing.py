@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from duostore_server.access.idempotency import earlier_outcome
 from duostore_server.access.sources import SHARE
 from duostore_server.domain.errors import DeadlineExceededError, StoreError
 from duostore_server.domain.policies import ProjectionMode
@@ -76,12 +77,7 @@ class Committer:
         For a request that cannot be applied now and may have been then. Raises
         ``IdempotencyKeyReusedError``, and ``StoreError`` if the authority cannot be asked.
         """
-        if idempotency is None:
-            return None
-        recorded = self._rows.recall(idempotency.key, deadline)
-        if recorded is None:
-            return None
-        return Outcome(idempotency.answer_of(recorded).answer, projected=False, replayed=True)
+        return earlier_outcome(idempotency, self._rows.recall, deadline)
 
     def commit(self, transaction: Transaction, deadline: Deadline) -> Outcome:
         """Apply a transaction; raises as ``Authority.write`` does."""

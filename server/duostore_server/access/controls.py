@@ -92,10 +92,6 @@ class ControlsInForce:
         """Return what is read-only now, by kind; all kinds by the empty name, if it is known."""
         return self._read_only or {}
 
-    def is_known(self) -> bool:
-        """Return whether read-only mode was read since the process started. Asks nobody."""
-        return self._read_only is not None
-
     def check_writable(self, kinds: Iterable[str]) -> None:
         """Raise ``ReadOnlyError`` if one of the kinds is read-only now. Asks nobody.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from duostore_server.access.idempotency import earlier_outcome
 from duostore_server.domain.errors import RefusalError, StoreError
 from duostore_server.domain.snapshots import HeadChange
 from duostore_server.domain.transactions import Applied, Outcome
@@ -73,12 +74,7 @@ class DynamoDBHome:
         For a request that cannot be applied now. Raises ``IdempotencyKeyReusedError``, and
         ``StoreError`` if DynamoDB cannot be asked.
         """
-        if idempotency is None:
-            return None
-        recorded = self._heads.recall(idempotency.key, deadline)
-        if recorded is None:
-            return None
-        return Outcome(idempotency.answer_of(recorded).answer, projected=False, replayed=True)
+        return earlier_outcome(idempotency, self._heads.recall, deadline)
 
     def _bust(self, key: EntityKey) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""What makes two requests the same."""
+"""What makes two requests the same, and what the later one is answered."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from duostore_server.domain.transactions import (
     IdempotencyKey,
     IfAbsent,
     IfVersion,
+    Outcome,
     Save,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import timedelta
 
+    from duostore_server.domain.deadline import Deadline
     from duostore_server.domain.keys import EntityKey
-    from duostore_server.domain.transactions import Precondition, Request
+    from duostore_server.domain.transactions import Precondition, Recorded, Request
 
 
 def idempotency_of(
@@ -43,6 +45,24 @@ def idempotency_of(
     )
     key = IdempotencyKey(requests[0].key.tenant, text)
     return Idempotency(key, hashlib.sha256(described.encode()).digest(), keep)
+
+
+def earlier_outcome(
+    idempotency: Idempotency | None,
+    recall: Callable[[IdempotencyKey, Deadline], Recorded | None],
+    deadline: Deadline,
+) -> Outcome | None:
+    """Return what the same request was answered before; None if it was not applied.
+
+    ``recall`` asks the store that decides. Raises ``IdempotencyKeyReusedError``, and what
+    ``recall`` does.
+    """
+    if idempotency is None:
+        return None
+    recorded = recall(idempotency.key, deadline)
+    if recorded is None:
+        return None
+    return Outcome(idempotency.answer_of(recorded).answer, projected=False, replayed=True)
 
 
 def _described(request: Request) -> list[Any]:

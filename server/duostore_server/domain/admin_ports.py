@@ -186,8 +186,7 @@ class HeldItem:
     """What DynamoDB holds of a key, byte for byte.
 
     ``fault`` says why readers are not answered from it, empty if they are; ``projection`` is then
-    what can be read of it, or a stub.
-    ``raw`` is the item as the store's folder knows it.
+    what can be read of it, or a stub. ``raw`` is the item as the store's folder knows it.
     """
 
     key: EntityKey

@@ -149,7 +149,14 @@ class Verifier:
             self._metrics.drifted(finding.key.kind, finding.drift)
             _tell(finding)
         if self._repair and drifted:
-            self._mend([one.key for one in drifted if not all(map(_is_evolution, one.findings))])
+            self._mend(
+                [
+                    one.key
+                    for one in drifted
+                    # Those a backfill brings, at its own rate.
+                    if not all(finding.drift.is_evolution for finding in one.findings)
+                ]
+            )
         self._note(due, examined, now)
         if due and not examined:
             raise IncompleteRoundError(f"{len(due)} looks could not be done")
@@ -248,11 +255,6 @@ def _outcome(look: _Due, examined: Examined | None) -> str:
     return CONSISTENT
 
 
-def _is_evolution(finding: Finding) -> bool:
-    """Whether a backfill brings what lacks, at its own rate."""
-    return finding.drift.is_evolution
-
-
 def _tell(finding: Finding) -> None:
     """Log a finding: where it is, and no value; the entity by its digest.
 
@@ -266,7 +268,7 @@ def _tell(finding: Finding) -> None:
         "found_version": finding.found_version,
         "differences": [f"{each.path}: {each.departure.value}" for each in finding.differences],
     }
-    if finding.drift is Drift.PROJECTION_VERSION_MISSING:
+    if finding.drift.is_evolution:
         _log.debug("stores do not agree", **fields)
     elif finding.drift.misleads:
         _log.error("stores do not agree", **fields)

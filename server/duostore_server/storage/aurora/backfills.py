@@ -134,15 +134,20 @@ _CLAIMED: Final = """
     )
 """
 
-_HOLDING: Final = """
-UPDATE duostore.backfill_part AS p
-SET claimed_until = clock_timestamp() + %(hold)s
-FROM duostore.backfill AS b
-WHERE b.id = p.backfill AND b.state = 'running'
+# The part is where it was when it was claimed or last advanced, and the claim is no other's yet.
+_MINE: Final = """
+    b.id = p.backfill AND b.state = 'running'
     AND p.backfill = %(backfill)s AND p.number = %(number)s
     AND p.claim = %(claim)s AND NOT p.ended
     AND (p.after_tenant, p.after_id)
         IS NOT DISTINCT FROM (%(after_tenant)s::text, %(after_id)s::text)
+"""
+
+_HOLDING: Final = """
+UPDATE duostore.backfill_part AS p
+SET claimed_until = clock_timestamp() + %(hold)s
+FROM duostore.backfill AS b
+WHERE {mine}
 RETURNING b.rate, {claimed}
 """
 
@@ -161,11 +166,7 @@ WITH advanced AS (
         claimed_until = clock_timestamp() + %(hold)s,
         update_time = clock_timestamp()
     FROM duostore.backfill AS b
-    WHERE b.id = p.backfill AND b.state = 'running'
-        AND p.backfill = %(backfill)s AND p.number = %(number)s
-        AND p.claim = %(claim)s AND NOT p.ended
-        AND (p.after_tenant, p.after_id)
-            IS NOT DISTINCT FROM (%(after_tenant)s::text, %(after_id)s::text)
+    WHERE {mine}
     RETURNING p.backfill, p.ended, b.rate, {claimed} AS claimed
 ), done AS (
     UPDATE duostore.backfill AS b
@@ -192,8 +193,8 @@ WHERE b.id = p.backfill
     AND (p.ended OR (p.after_tenant, p.after_id) = (%(last_tenant)s::text, %(last_id)s::text))
 RETURNING b.state = 'running' AND NOT p.ended, b.rate, {claimed}
 """
-_HOLD: Final = _HOLDING.format(claimed=_CLAIMED)
-_ADVANCE: Final = _ADVANCING.format(claimed=_CLAIMED)
+_HOLD: Final = _HOLDING.format(mine=_MINE, claimed=_CLAIMED)
+_ADVANCE: Final = _ADVANCING.format(mine=_MINE, claimed=_CLAIMED)
 _ADVANCED_BEFORE: Final = _RECALLING.format(claimed=_CLAIMED)
 
 
